@@ -1,0 +1,48 @@
+# Everything starts here: `make help` lists the commands, tools/setup.sh says what PYTHON, VENV and ADPE_CACHE do.
+SHELL := bash
+VENV ?= .venv
+export PYTHON VENV
+ifeq ($(VENV),none)
+  python := $(or $(PYTHON),python3)
+else
+  python := $(VENV)/bin/python
+endif
+# The tree that make runs in comes first, also where an environment is shared by several clones.
+run := PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" $(python)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint doctor clean
+
+help:
+	@echo 'make demo [DATA_ROOT=FOLDER] [ARGS=...]  pretrain, transfer to segmentation and detection, show a leaderboard'
+	@echo 'make test [ARGS=...]                     run the tests; ARGS goes to pytest, e.g. ARGS="-k adversary"'
+	@echo 'make lint                                ruff and mypy'
+	@echo 'make doctor                              what is installed, and whether it works together'
+	@echo 'make setup                               only make the environment, which the others do too'
+	@echo 'make clean                               remove the environment and the tools'\'' caches; results and built ops stay'
+	@echo
+	@echo 'PYTHON=python3.12 chooses the interpreter (3.10 - 3.12), VENV=FOLDER the environment (.venv);'
+	@echo 'VENV=none uses the packages of PYTHON and installs nothing.'
+
+setup:
+	@tools/setup.sh
+
+demo: setup
+	$(run) tools/demo.py $(if $(DATA_ROOT),--data-root "$(DATA_ROOT)") $(ARGS)
+
+test: setup
+	$(run) -m pytest $(ARGS)
+
+lint: setup
+	$(run) -m ruff check .
+	$(run) -m mypy
+
+# Without setup: it also says what is wrong with an environment that cannot be made.
+doctor:
+	@if [ "$(VENV)" != none ] && [ ! -x "$(python)" ]; then echo "There is no environment in $(VENV): run \`make setup\`."; exit 1; fi
+	@$(run) tools/doctor.py $(ARGS)
+
+clean:
+	@if [ -d "$(VENV)/.adpe" ]; then rm -rf "$(VENV)"; fi
+	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find adpe benchmarks configs tests tools -name __pycache__ -type d -prune -exec rm -rf {} +

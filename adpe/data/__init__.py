@@ -1,0 +1,1 @@
+"""Image sources, multi-crop and the data sets of the benchmark tasks."""

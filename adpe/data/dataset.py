@@ -1,0 +1,106 @@
+"""The pretraining data set of mmengine's configs and the hook that tells it the epoch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from mmengine.hooks import Hook
+from mmengine.registry import DATASETS, HOOKS
+from mmengine.runner import EpochBasedTrainLoop, Runner
+from torch.utils.data import Dataset
+
+from adpe.data.images import ImageSource
+from adpe.data.multicrop import MultiCrop, crop_generator
+from adpe.errors import UserError
+
+
+@DATASETS.register_module()
+class AdPEImageDataset(Dataset):
+    """Images as `MultiCrop` crops that depend on `seed`, the epoch and the index alone.
+
+    No global random state is read, so crops are the same for any number of workers and after a resume. The epoch comes
+    from `AdPEEpochHook` and lies in shared memory, where persistent workers see it change.
+
+    Args:
+        source: folder, archive, or list of them; see `ImageSource`.
+        split: folder inside the source to restrict it to.
+        crops: arguments of `MultiCrop`.
+        seed: of the crops.
+        on_corrupt: ``"skip"`` or ``"error"``; see `ImageSource`.
+        cache_dir: where compressed tars are unpacked; see `ImageSource`.
+
+    Raises:
+        UserError: what `ImageSource` and `MultiCrop` raise.
+    """
+
+    def __init__(
+        self,
+        source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+        split: str | None = None,
+        crops: dict[str, Any] | None = None,
+        seed: int = 0,
+        on_corrupt: str = "skip",
+        cache_dir: str | os.PathLike[str] | None = None,
+    ) -> None:
+        self.crops = MultiCrop(**(crops or {}))
+        self.images = ImageSource(source, split=split, on_corrupt=on_corrupt, cache_dir=cache_dir)
+        self.seed = seed
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    @property
+    def metainfo(self) -> dict[str, Any]:
+        """Class names, which mmengine stores in checkpoints."""
+        return {"classes": tuple(self.images.classes)}
+
+    @property
+    def epoch(self) -> int:
+        """The epoch whose crops are drawn."""
+        return int(self._epoch)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw other crops from the next batch on, in all worker processes. Call it between epochs."""
+        self._epoch.fill_(epoch)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """One sample, for mmengine's `default_collate`.
+
+        Returns:
+            `inputs`: (K, 3, size, size) crops; `data_samples`: dict of `img_path` (str), `index` and `label` (int; -1
+            without class folders) of the image delivered, another than asked for where a corrupt one was skipped.
+            Collated: `inputs` (B, K, 3, size, size), `img_path` list of B, `index` and `label` (B,) int64.
+        """
+        image, delivered = self.images.load(index)
+        inputs = self.crops(image, crop_generator(self.seed, self.epoch, index))
+        path, label = self.images.path(delivered), self.images.label(delivered)
+        return {"inputs": inputs, "data_samples": {"img_path": path, "index": delivered, "label": label}}
+
+
+@HOOKS.register_module()
+class AdPEEpochHook(Hook):
+    """Gives the training data set the epoch, also the first one after a resume.
+
+    Raises:
+        UserError: before training, if the loop does not count epochs or the data set has no `set_epoch`: every pass
+            over the images would then repeat the same crops.
+    """
+
+    def before_train(self, runner: Runner) -> None:
+        """Check that the epoch can be counted and passed on."""
+        if not isinstance(runner.train_loop, EpochBasedTrainLoop):
+            raise UserError(
+                f"train_cfg: {type(runner.train_loop).__name__} does not count epochs, so every pass would see the "
+                "same crops. Use dict(by_epoch=True, max_epochs=...)."
+            )
+        if not hasattr(runner.train_dataloader.dataset, "set_epoch"):
+            name = type(runner.train_dataloader.dataset).__name__
+            raise UserError(f"train_dataloader.dataset: {name} has no set_epoch; expected AdPEImageDataset.")
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        """Pass it on, before the loader's workers fetch the epoch's first batch."""
+        runner.train_dataloader.dataset.set_epoch(runner.epoch)

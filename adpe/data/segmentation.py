@@ -1,0 +1,80 @@
+"""Semantic segmentation data in ADE20K's layout, with any classes, for mmseg's configs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mmengine.registry import DATASETS
+
+from adpe.data.inspection import PathLike, existing_folder, list_images
+from adpe.data.layout import check_label_maps, read_classes
+from adpe.errors import require
+
+require("mmseg", "requirements/mm.txt")
+from mmseg.datasets import BaseSegDataset  # noqa: E402
+
+
+@DATASETS.register_module()
+class AdPESegmentationDataset(BaseSegDataset):
+    """`BaseSegDataset` that takes its classes from the data root and checks the layout when it is built.
+
+    Items are mmseg's. With `reduce_zero_label` (as ADE20K has it) label 0 of a map becomes 255 = ignored and label
+    i + 1 becomes class i. The palette is mmseg's own for unknown classes, the same in every run.
+
+    Args:
+        data_root: folder with ``images/`` and ``annotations/``.
+        data_prefix: folders of the images and the label maps below the root.
+        classes: the classes' names, or a JSON file with a list of them (absolute or below the root); by default from
+            the root, see `adpe.data.layout.read_classes`. `metainfo["classes"]` goes before it.
+        reduce_zero_label: whether label 0 means unlabelled.
+        metainfo: as in `BaseSegDataset`.
+        kwargs: as in `BaseSegDataset`. With `backend_args` the data may lie elsewhere than on a disk: the layout is
+            not checked then.
+
+    Raises:
+        UserError: if the root's layout, classes or label maps are not as expected.
+    """
+
+    def __init__(
+        self,
+        data_root: PathLike,
+        data_prefix: dict[str, str] | None = None,
+        classes: Sequence[str] | PathLike | None = None,
+        reduce_zero_label: bool = True,
+        metainfo: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if data_prefix is None:
+            data_prefix = {"img_path": "images/training", "seg_map_path": "annotations/training"}
+        metainfo = dict(metainfo or {})
+        if "classes" not in metainfo:
+            # The folder above training and validation, so that both have the same classes.
+            annotations = Path(data_prefix.get("seg_map_path") or "annotations")
+            metainfo["classes"] = read_classes(
+                data_root,
+                classes,
+                annotations=annotations if annotations.is_absolute() else annotations.parts[0],
+                seg_map_suffix=kwargs.get("seg_map_suffix", ".png"),
+                reduce_zero_label=reduce_zero_label,
+            )
+        super().__init__(
+            data_root=str(data_root),
+            data_prefix=data_prefix,
+            reduce_zero_label=reduce_zero_label,
+            metainfo=metainfo,
+            **kwargs,
+        )
+
+    def load_data_list(self) -> list[dict[str, Any]]:
+        """As in `BaseSegDataset`, after a check of the folders and of a sample of the label maps."""
+        if self.backend_args is not None:
+            return super().load_data_list()
+        list_images(self.data_prefix["img_path"], self.img_suffix)
+        if self.data_prefix.get("seg_map_path"):
+            existing_folder(self.data_prefix["seg_map_path"])
+        items = super().load_data_list()
+        pairs = [(Path(item["img_path"]), Path(item["seg_map_path"])) for item in items if "seg_map_path" in item]
+        check_label_maps(pairs, len(self.metainfo["classes"]), self.reduce_zero_label)
+        return items

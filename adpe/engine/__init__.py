@@ -1,0 +1,12 @@
+"""Everything that registers with mmengine; configs name this package in `custom_imports`."""
+
+from adpe.data import dataset as dataset
+from adpe.engine import amp as amp
+from adpe.engine import backbone as backbone
+from adpe.engine import checkpoint_hook as checkpoint_hook
+from adpe.engine import guards as guards
+from adpe.engine import optim as optim
+from adpe.engine import pretraining as pretraining
+from adpe.engine import records as records
+from adpe.engine import reproducible as reproducible
+from adpe.engine import runner as runner

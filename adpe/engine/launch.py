@@ -1,0 +1,264 @@
+"""Training and evaluation of any config through mmengine's Runner: what `tools/train.py` and `tools/test.py` do."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config, ConfigDict, DictAction
+
+from adpe.engine import amp, guards  # noqa: F401  registers with mmengine
+from adpe.engine.checkpoint_hook import EXIT_PREEMPTED, latest_checkpoint, read_training_checkpoint, replace_file
+from adpe.engine.config import check_files, mistake_in_config, read_config
+from adpe.engine.effective_batch import apply_effective_batch
+from adpe.engine.records import config_sha256
+from adpe.engine.reproducible import make_reproducible
+from adpe.engine.runner import AdPERunner
+from adpe.errors import UserError
+
+
+def train_main(arguments: list[str] | None = None) -> int:
+    """Command line of `tools/train.py`. Returns the exit status."""
+    parser = _parser("Train a config: pretraining, segmentation or detection.")
+    parser.add_argument("--resume", nargs="?", const="auto", metavar="PATH", help="go on from a checkpoint; without "
+                        "PATH, from the newest whole one in the work directory")  # fmt: skip
+    parser.add_argument("--amp", nargs="?", const="bf16", choices=["bf16", "fp16"], help="mixed precision")
+    parser.add_argument("--seed", type=int, help="random seed")
+    parser.add_argument("--deterministic", action="store_true", help="deterministic algorithms, slower on a GPU")
+    return _run(train, parser.parse_args(arguments))
+
+
+def test_main(arguments: list[str] | None = None) -> int:
+    """Command line of `tools/test.py`. Returns the exit status."""
+    parser = _parser("Evaluate a checkpoint.")
+    parser.add_argument("checkpoint")
+    parser.add_argument("--out", help="file for the metrics (.json) or for the predictions (.pkl)")
+    parser.add_argument("--show-dir", help="folder for pictures of the predictions")
+    return _run(test, parser.parse_args(arguments))
+
+
+def _parser(description: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("config", help="a config file; it is Python, and is executed")
+    parser.add_argument("--work-dir", help="folder for logs and checkpoints; default: work_dirs/<name of the config>")
+    parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="change the config")
+    parser.add_argument("--launcher", choices=["none", "pytorch", "slurm"], default="none")
+    parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
+    return parser
+
+
+def _run(command: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> int:
+    """Run a command on this process, telling a user's mistake in a sentence (status 2)."""
+    status = 0
+    try:
+        _init_processes(args.launcher)
+        command(args)
+    except SystemExit as stop:
+        status = int(stop.code or 0)
+    except UserError as error:
+        status = _tell(error, args.launcher)
+    except Exception as error:
+        mistake = mistake_in_config(error)
+        if mistake is None:
+            traceback.print_exc()
+            status = 1
+        else:
+            status = _tell(mistake, args.launcher)
+    # After a failure the others may be anywhere, and waiting for them would hang.
+    if torch.distributed.is_initialized() and status in (0, EXIT_PREEMPTED):
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+    return status
+
+
+def _tell(error: UserError, launcher: str) -> int:
+    rank = int(os.environ.get("RANK", 0)) if launcher != "none" else 0
+    red, end = ("\033[31m", "\033[0m") if sys.stderr.isatty() else ("", "")
+    who = f"rank {rank}: " if rank else ""
+    print(f"{red}error:{end} {who}{error}", file=sys.stderr, flush=True)
+    return 2
+
+
+def _init_processes(launcher: str) -> None:
+    """Join the other processes over gloo where there is no GPU; with GPUs mmengine joins them over nccl."""
+    if launcher == "none":
+        return
+    if launcher == "slurm":
+        names = {"RANK": "SLURM_PROCID", "LOCAL_RANK": "SLURM_LOCALID", "WORLD_SIZE": "SLURM_NTASKS"}
+        for name, source in names.items():
+            if source not in os.environ:
+                raise UserError(f"--launcher slurm: {source} is not set; start with srun or tools/slurm_train.sh.")
+            os.environ[name] = os.environ[source]
+        os.environ.setdefault("MASTER_ADDR", os.environ.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1"))
+        os.environ.setdefault("MASTER_PORT", "29500")
+    missing = [name for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR") if name not in os.environ]
+    if missing:
+        raise UserError(f"--launcher {launcher}: {', '.join(missing)} not set; start with tools/dist_train.sh.")
+    if not torch.cuda.is_available():
+        torch.distributed.init_process_group("gloo", timeout=datetime.timedelta(minutes=30))
+
+
+def train(args: argparse.Namespace) -> AdPERunner:
+    """Train the config of the command line."""
+    cfg = _config(args)
+    for name in ("train_dataloader", "train_cfg", "optim_wrapper", "model"):
+        if not isinstance(cfg.get(name), dict):
+            raise UserError(f"config {cfg.filename} has no dict {name}, which training needs.")
+    check_files(cfg, ["train_dataloader", "val_dataloader"])
+    cfg.randomness = ConfigDict(cfg.get("randomness") or {})
+    if args.seed is not None:
+        cfg.randomness.seed = args.seed
+    if cfg.randomness.get("seed") is None:
+        raise UserError(f"config {cfg.filename} sets no randomness.seed: give --seed, so that the run can be repeated.")
+    if args.deterministic:
+        cfg.randomness.deterministic = True
+        # cuBLAS asks for this before its first use.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    _set_precision(cfg, args.amp)
+    seed = _find_resumed(cfg, args.resume)
+    if seed is not None and seed != cfg.randomness.seed:
+        # The order of the data and the crops follow from it, and whatever else the config computes from it.
+        print(f"resuming with the checkpoint's seed {seed} instead of {cfg.randomness.seed}")
+        args.seed = seed
+        return train(args)
+    source = Config(cfg.to_dict(), filename=str(cfg.filename))
+    if cfg.get("record"):
+        cfg.record.update(config=str(cfg.filename), config_sha256=config_sha256(source))
+
+    processes = int(os.environ["WORLD_SIZE"]) if args.launcher != "none" else 1
+    batch = apply_effective_batch(cfg, processes)
+    _fit_to_device(cfg, args.launcher)
+    make_reproducible(cfg, cfg.randomness.seed, batch.accumulation)
+    runner = AdPERunner.from_cfg(cfg)
+    runner.logger.info(str(batch))
+    if runner.rank == 0:
+        # As it was before this number of processes and this device were worked in, for running it again.
+        source.dump(os.path.join(runner.work_dir, Path(source.filename).name))
+    runner.train()
+    return runner
+
+
+def test(args: argparse.Namespace) -> dict[str, float]:
+    """Evaluate the checkpoint of the command line. Returns the metrics."""
+    cfg = _config(args)
+    for name in ("test_dataloader", "test_cfg", "test_evaluator", "model"):
+        if cfg.get(name) is None:
+            raise UserError(f"config {cfg.filename} has no {name}, which testing needs.")
+    read_training_checkpoint(args.checkpoint)  # found unreadable before the model and the data are built
+    cfg.load_from, cfg.resume = args.checkpoint, False
+    # The weights come from the checkpoint that is tested.
+    for node in (cfg.model, cfg.model.get("backbone") or {}):
+        node.pop("init_cfg", None)
+    check_files(cfg, ["test_dataloader"])
+    _fit_to_device(cfg, args.launcher)
+    if args.out and Path(args.out).suffix not in (".json", ".pkl"):
+        raise UserError(f"--out {args.out}: expected a name ending in .json (metrics) or .pkl (predictions).")
+    if args.out and args.out.endswith(".pkl"):
+        evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
+        dump = "DumpDetResults" if cfg.get("default_scope") == "mmdet" else "DumpResults"
+        cfg.test_evaluator = [*evaluators, {"type": dump, "out_file_path": args.out}]
+    if args.show_dir:
+        _show(cfg, args.show_dir)
+    runner = AdPERunner.from_cfg(cfg)
+    runner.strict_load = True
+    metrics = runner.test()
+    if args.out and args.out.endswith(".json") and runner.rank == 0:
+        temporary = Path(args.out + ".partial")
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps({name: float(value) for name, value in metrics.items()}, indent=1) + "\n")
+        replace_file(temporary, args.out)
+    return metrics
+
+
+def _config(args: argparse.Namespace) -> Config:
+    options = dict(args.cfg_options or {})
+    if getattr(args, "seed", None) is not None:
+        options["seed"] = args.seed
+    cfg = read_config(args.config, options)
+    cfg.launcher = args.launcher
+    cfg.work_dir = args.work_dir or cfg.get("work_dir") or os.path.join("work_dirs", Path(args.config).stem)
+    try:
+        os.makedirs(cfg.work_dir, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--work-dir {cfg.work_dir} cannot be made: {error.strerror}.") from None
+    if not os.access(cfg.work_dir, os.W_OK):
+        raise UserError(f"--work-dir {cfg.work_dir} is not writable.")
+    return cfg
+
+
+def _set_precision(cfg: Config, amp_dtype: str | None) -> None:
+    if amp_dtype == "fp16":
+        if not torch.cuda.is_available():
+            raise UserError("--amp fp16 needs a GPU; on a CPU use --amp bf16.")
+        cfg.optim_wrapper.update(type="AmpOptimWrapper", dtype="float16")
+    elif amp_dtype == "bf16":
+        cfg.optim_wrapper.update(type="AdPEAutocastOptimWrapper", dtype="bfloat16")
+
+
+def _find_resumed(cfg: Config, resume: str | None) -> int | None:
+    """Set the checkpoint to resume from, if any. Returns the seed of the run it comes from."""
+    if resume is None:
+        if not cfg.get("resume"):
+            return None
+        resume = cfg.get("load_from") or "auto"
+    if resume == "auto":
+        found = latest_checkpoint(cfg.work_dir)
+        if found is None:
+            print(f"{cfg.work_dir} holds no checkpoint to resume from: starting at the beginning.")
+            cfg.resume = False
+            return None
+        path, meta = found
+    else:
+        path, meta = Path(resume), read_training_checkpoint(resume)["meta"]
+    if "iter" not in meta:
+        raise UserError(f"{path} holds weights only; to start from them use --cfg-options load_from={path}.")
+    cfg.load_from, cfg.resume = str(path), True
+    return meta.get("seed")
+
+
+def _fit_to_device(cfg: Config, launcher: str) -> None:
+    """What several processes or a CPU need: plain BatchNorm, and a model wrapper without GPU numbers."""
+    if launcher == "none" or not torch.cuda.is_available():
+        count = _replace_sync_bn(cfg.model)
+        if count:
+            print(f"SyncBN needs several GPUs: {count} norm_cfg of the model use BN instead")
+    if launcher != "none" and not torch.cuda.is_available():
+        wrapper = cfg.get("model_wrapper_cfg") or {
+            "type": "MMDistributedDataParallel",
+            "broadcast_buffers": False,
+            "find_unused_parameters": cfg.get("find_unused_parameters", False),
+        }
+        cfg.model_wrapper_cfg = {**wrapper, "device_ids": None}
+
+
+def _replace_sync_bn(node: Any) -> int:
+    count = 0
+    if isinstance(node, dict):
+        if node.get("type") in ("SyncBN", "SyncBatchNorm", "MMSyncBN"):
+            node["type"] = "BN"
+            count += 1
+        count += sum(_replace_sync_bn(value) for value in node.values())
+    elif isinstance(node, (list, tuple)):
+        count += sum(_replace_sync_bn(value) for value in node)
+    return count
+
+
+def _show(cfg: Config, folder: str) -> None:
+    """Let the scope's visualization hook draw every prediction into `folder`."""
+    hook = {"mmseg": "SegVisualizationHook", "mmdet": "DetVisualizationHook"}.get(cfg.get("default_scope", ""))
+    if hook is None:
+        raise UserError("--show-dir draws segmentations (default_scope mmseg) and detections (mmdet) only.")
+    cfg.default_hooks.visualization = {"type": hook, "draw": True, "interval": 1}
+    if hook == "DetVisualizationHook":
+        cfg.default_hooks.visualization.test_out_dir = os.path.abspath(folder)
+    visualizer = "SegLocalVisualizer" if hook.startswith("Seg") else "DetLocalVisualizer"
+    backends = [{"type": "LocalVisBackend"}]
+    cfg.visualizer = {"type": visualizer, "vis_backends": backends, "save_dir": folder, "name": "visualizer"}

@@ -1,0 +1,88 @@
+"""Masked image modelling under mmengine's Runner."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.dist import master_only
+from mmengine.hooks import Hook
+from mmengine.model import BaseDataPreprocessor, BaseModel, is_model_wrapper
+from mmengine.registry import HOOKS, MODELS
+from torch import Tensor
+
+from adpe.checkpoint import save_checkpoint
+from adpe.models import create_model
+
+
+@MODELS.register_module()
+class AdPECropsPreprocessor(BaseDataPreprocessor):
+    """Move crops to the device and put the crops of an image on the batch axis.
+
+    ``inputs`` is ``(B, K, 3, h, w)``, float32 normalised or uint8; uint8 crops are normalised here, on the device.
+
+    Args:
+        mean: of R, G, B in 0..255, for uint8 crops.
+        std: likewise.
+    """
+
+    def __init__(
+        self,
+        mean: tuple[float, ...] = (123.675, 116.28, 103.53),
+        std: tuple[float, ...] = (58.395, 57.12, 57.375),
+        non_blocking: bool = True,
+    ) -> None:
+        super().__init__(non_blocking)
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
+
+    def forward(self, data: dict[str, Any], training: bool = False) -> dict[str, Any]:
+        inputs = self.cast_data(data["inputs"])
+        crops = inputs.flatten(0, 1)
+        if crops.dtype == torch.uint8:
+            crops = (crops.float() - self.mean) / self.std
+        return {"inputs": crops, "data_samples": data.get("data_samples")}
+
+
+@MODELS.register_module()
+class AdPEPretraining(BaseModel):
+    """A :class:`adpe.MaskedAutoencoder` as a model of mmengine.
+
+    Args:
+        model: name for :func:`adpe.create_model`.
+        compile: compile the blocks with ``torch.compile``.
+        data_preprocessor: config; :class:`AdPECropsPreprocessor` if None.
+        options: of :func:`adpe.create_model`.
+    """
+
+    def __init__(
+        self, model: str, compile: bool = False, data_preprocessor: dict | None = None, **options: Any
+    ) -> None:
+        super().__init__(data_preprocessor or {"type": "AdPECropsPreprocessor"})
+        self.model = create_model(model, **options)
+        if compile:
+            for block in [*self.model.encoder.blocks, *self.model.decoder.blocks]:
+                block.compile()
+
+    def forward(self, inputs: Tensor, data_samples: Any = None, mode: str = "tensor") -> Any:
+        """Crops ``(B * K, 3, h, w)``: ``{"loss"}`` in mode "loss", else features ``(B * K, 1 + L, D)``."""
+        if mode == "loss":
+            return {"loss": self.model(inputs)}
+        return self.model.forward_features(inputs)
+
+
+@HOOKS.register_module()
+class AdPEExportHook(Hook):
+    """Writes the encoder alone to ``<work_dir>/encoder.safetensors`` when pretraining is over: what transfer starts from.
+
+    Neither mask token nor adversary nor decoder is in it.
+    """
+
+    @master_only
+    def after_train(self, runner: Any) -> None:
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        path = Path(runner.work_dir) / "encoder.safetensors"
+        state = {f"encoder.{name}": tensor for name, tensor in model.model.encoder.state_dict().items()}
+        save_checkpoint(state, path, {"config": str(runner.cfg.filename), "iterations": str(runner.iter)})
+        runner.logger.info(f"The encoder is in {path}")

@@ -1,0 +1,296 @@
+"""One JSON line per finished run: what ran, on what, and what came out."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import math
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+
+SCHEMA = 1
+TASKS = ("pretrain", "segmentation", "detection", "classification")
+_REQUIRED: dict[str, type | tuple[type, ...]] = {
+    "run": str,
+    "method": str,
+    "task": str,
+    "dataset": str,
+    "seed": int,
+    "metrics": dict,
+    "config": str,
+    "time": str,
+}
+# Top-level config keys that say where and how a run is executed, not what it computes.
+_EXECUTION = (
+    "work_dir", "resume", "load_from", "launcher", "randomness", "record_file", "log_level", "visualizer", "env_cfg",
+)  # fmt: skip
+
+
+def append_record(path: str | Path, record: dict[str, Any]) -> None:
+    """Append `record` to the file of records `path`, as one line, whole or not at all for other writers and readers.
+
+    A line left torn by an earlier crash is closed first, so that it spoils nothing but itself. Numbers that JSON does
+    not have (NaN, infinity) become null.
+
+    Raises:
+        ValueError: if the record is not valid.
+        OSError: if it cannot be written.
+    """
+    fault = record_fault(record)
+    if fault:
+        raise ValueError(f"record for {path}: {fault}")
+    line = json.dumps(_finite(record), sort_keys=True, allow_nan=False).encode() + b"\n"
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        size = os.fstat(file).st_size
+        if size and os.pread(file, 1, size - 1) != b"\n":
+            line = b"\n" + line
+        if os.write(file, line) != len(line):
+            os.ftruncate(file, size)
+            raise OSError(f"no room for a record in {path}")
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def read_records(path: str | Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """Read a file of records.
+
+    Returns:
+        the valid records in order of the file, and for each other line a sentence ``path:line: what is wrong``.
+    """
+    records, faults = [], []
+    for number, line in enumerate(Path(path).read_bytes().splitlines(keepends=True), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            torn = "" if line.endswith(b"\n") else ", torn while it was written"
+            faults.append(f"{path}:{number}: not a JSON line{torn}; skipped")
+            continue
+        fault = record_fault(record)
+        if fault:
+            faults.append(f"{path}:{number}: {fault}; skipped")
+        else:
+            records.append(record)
+    return records, faults
+
+
+def record_fault(record: Any) -> str | None:
+    """What is wrong with a record, or None."""
+    if not isinstance(record, dict):
+        return "not a JSON object"
+    if record.get("schema") != SCHEMA:
+        return f"schema is {record.get('schema')!r} instead of {SCHEMA}"
+    for name, kind in _REQUIRED.items():
+        if not isinstance(record.get(name), kind) or isinstance(record.get(name), bool):
+            return f"{name} is {record.get(name)!r}, which is not of the expected type"
+    if record["task"] not in TASKS:
+        return f"task is {record['task']!r} instead of one of {', '.join(TASKS)}"
+    for name, value in record["metrics"].items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+            return f"metric {name} is {value!r} instead of a number"
+    return None
+
+
+def config_sha256(cfg: Config) -> str:
+    """Hash of what a config computes: its text without seed, work directory and other circumstances."""
+    kept = {name: value for name, value in cfg.to_dict().items() if name not in _EXECUTION}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def file_sha256(path: str | Path) -> str:
+    """Hash of a file's content, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+@HOOKS.register_module()
+class AdPERecordHook(Hook):
+    """Writes the run's record at the end of training, with the metrics of the validation of the final state.
+
+    The record goes to ``<work_dir>/record.jsonl`` and to ``cfg.record_file`` if that is set. Who and what comes from
+    ``cfg.record = dict(method=..., task=..., dataset=..., start=..., suite=...)``; without it nothing is written.
+    A resumed run that had already written its record writes none.
+    """
+
+    priority = "LOWEST"
+
+    def __init__(self) -> None:
+        self.metrics: dict[str, float] = {}
+        self.validated_at: int | None = None
+        self.seconds = 0.0
+        self.validating = 0.0
+        self.first_iter = 0
+
+    def before_train(self, runner: Any) -> None:
+        self.first_iter = runner.iter
+        self.started = time.time()
+
+    def after_load_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
+        self.seconds = float(checkpoint["meta"].get("wall_time_s", 0.0))
+
+    def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
+        checkpoint["meta"]["wall_time_s"] = self.seconds + time.time() - self.started
+
+    def before_val(self, runner: Any) -> None:
+        self.validation_started = time.time()
+
+    def after_val_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
+        self.metrics = {k: float(v) for k, v in (metrics or {}).items() if isinstance(v, (int, float)) or _scalar(v)}
+        self.validated_at = runner.iter
+        self.validating += time.time() - self.validation_started
+
+    def after_train(self, runner: Any) -> None:
+        # A run killed in its last validation resumes with nothing left to train.
+        if runner.val_loop is not None and self.validated_at != runner.iter:
+            runner.val_loop.run()
+        training = time.time() - self.started - self.validating
+        rate = (runner.iter - self.first_iter) / training if training > 0 else 0.0
+        wall_time = self.seconds + time.time() - self.started
+        metrics = ", ".join(f"{name} {value:.4g}" for name, value in self.metrics.items())
+        runner.logger.info(
+            f"Finished: {runner.iter} iterations in {wall_time:.0f} s; {metrics or 'no validation'}; {runner.work_dir}"
+        )
+        if runner.cfg.get("record") and is_main_process():
+            self._write(runner, make_record(runner, self.metrics, wall_time, rate))
+
+    def _write(self, runner: Any, record: dict[str, Any]) -> None:
+        identity = ("run", "config_sha256", "seed", "checkpoint_sha256")
+        for path in (os.path.join(runner.work_dir, "record.jsonl"), runner.cfg.get("record_file")):
+            if path is None:
+                continue
+            written = read_records(path)[0] if os.path.exists(path) else []
+            if not any(all(one.get(name) == record[name] for name in identity) for one in written):
+                append_record(path, record)
+
+
+def make_record(runner: Any, metrics: dict[str, float], wall_time: float, rate: float) -> dict[str, Any]:
+    """The record of a finished run.
+
+    Args:
+        runner: after training.
+        metrics: of the final validation.
+        wall_time: s, of the whole run, resumptions included.
+        rate: training iterations per s.
+
+    Returns:
+        a record that `append_record` takes.
+    """
+    cfg = runner.cfg
+    given = dict(cfg.record)
+    pretrained = next(_pretrained(cfg.model.to_dict()), None) or cfg.get("load_from")
+    last = runner.message_hub.runtime_info.get("last_ckpt")
+    checkpoint = last if last and os.path.isfile(last) else None
+    wrapper = cfg.optim_wrapper
+    precision = {"AdPEAutocastOptimWrapper": "bfloat16", "AmpOptimWrapper": wrapper.get("dtype", "float16")}
+    batch = cfg.train_dataloader.batch_size * runner.world_size * wrapper.get("accumulative_counts", 1)
+    cuda = torch.cuda.is_available()
+    peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {
+        "schema": SCHEMA,
+        "run": f"{Path(runner.work_dir).name}-{runner.seed}",
+        "suite": None,
+        "start": None,
+        "config": str(cfg.filename),
+        "config_sha256": config_sha256(cfg),
+        **given,
+        "seed": runner.seed,
+        "metrics": metrics,
+        "checkpoint": checkpoint,
+        "checkpoint_sha256": file_sha256(checkpoint) if checkpoint else None,
+        "pretrained_sha256": file_sha256(pretrained) if pretrained and os.path.isfile(pretrained) else None,
+        "commit": _commit(),
+        "versions": _versions(),
+        "hardware": {
+            "device": torch.cuda.get_device_name() if cuda else platform.processor() or platform.machine(),
+            "processes": runner.world_size,
+            "cores": os.cpu_count(),
+        },
+        "precision": precision.get(wrapper.get("type", "OptimWrapper"), "float32"),
+        "effective_batch": batch,
+        "fingerprint": {**fingerprint(cfg, runner), **given.get("fingerprint", {})},
+        "wall_time_s": round(wall_time, 2),
+        "peak_memory_bytes": peak,
+        "iterations_per_s": round(rate, 4),
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def fingerprint(cfg: Config, runner: Any) -> dict[str, Any]:
+    """What must agree between runs for their metrics to be comparable; None where the config does not say."""
+    model, test_cfg = cfg.model, cfg.model.get("test_cfg") or {}
+    head = next((model[name] for name in ("decode_head", "roi_head", "bbox_head", "head") if model.get(name)), None)
+    loader = (cfg.get("val_dataloader") or {}).get("dataset") or {}
+    crop = cfg.get("crop_size") or test_cfg.get("crop_size")
+    return {
+        "head": head.get("type") if isinstance(head, dict) else None,
+        "crop": crop,
+        "stride": test_cfg.get("stride"),
+        "scales": [step["scale"] for step in loader.get("pipeline") or [] if "scale" in step],
+        "iterations": runner.max_iters // cfg.optim_wrapper.get("accumulative_counts", 1),
+        "split": loader.get("ann_file") or loader.get("data_prefix") or loader.get("split"),
+    }
+
+
+def _pretrained(node: Any) -> Iterator[str]:
+    if isinstance(node, dict):
+        if node.get("type") == "Pretrained" and node.get("checkpoint"):
+            yield node["checkpoint"]
+        for value in node.values():
+            yield from _pretrained(value)
+    elif isinstance(node, (list, tuple)):
+        for value in node:
+            yield from _pretrained(value)
+
+
+def _commit() -> str | None:
+    """Commit of the source tree, with ``-dirty`` if it was changed; None outside a repository."""
+    root = Path(__file__).parents[2]
+    try:
+        command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _versions() -> dict[str, str]:
+    names = ("torch", "torchvision", "mmengine", "mmcv", "mmseg", "mmdet", "timm", "numpy")
+    loaded = {name: getattr(sys.modules[name], "__version__", None) for name in names if name in sys.modules}
+    return {"python": platform.python_version(), **{name: v for name, v in loaded.items() if isinstance(v, str)}}
+
+
+def _scalar(value: Any) -> bool:
+    return getattr(value, "size", None) == 1 or (torch.is_tensor(value) and value.numel() == 1)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {str(name): _finite(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return value

@@ -1,0 +1,106 @@
+"""mmengine's Runner with checkpoints that are written whole and read safely."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mmengine.dist import is_main_process
+from mmengine.model import is_model_wrapper
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+from torch import nn
+
+from adpe.engine.checkpoint_hook import read_training_checkpoint, replace_file
+from adpe.engine.reproducible import position, set_random_state
+from adpe.errors import UserError
+
+
+@RUNNERS.register_module()
+class AdPERunner(Runner):
+    """Runner that saves atomically, loads with ``weights_only=True`` and resumes inside an epoch.
+
+    Attributes:
+        strict_load: whether a checkpoint must have exactly the model's parameters, as for evaluating and resuming.
+    """
+
+    strict_load = False
+    _random_state: dict[str, Any] | None = None
+
+    def save_checkpoint(self, out_dir: str, filename: str, *args: Any, **kwargs: Any) -> None:
+        """Save as mmengine does, but to a temporary file that replaces `filename` when it is whole.
+
+        Raises:
+            UserError: if the disk is full or not writable; files that were there are as before.
+        """
+        temporary, path = Path(out_dir, f"{filename}.partial"), Path(out_dir, filename)
+        try:
+            super().save_checkpoint(out_dir, temporary.name, *args, **kwargs)
+            if is_main_process():
+                with open(temporary, "rb") as file:
+                    os.fsync(file.fileno())
+                read_training_checkpoint(temporary)
+                replace_file(temporary, path)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise UserError(
+                f"checkpoint {path} could not be saved: {error}. Earlier checkpoints are intact; make room and go on "
+                "with --resume."
+            ) from error
+
+    def load_checkpoint(
+        self,
+        filename: str,
+        map_location: str | Callable[..., Any] = "cpu",
+        strict: bool = False,
+        revise_keys: Any = ((r"^module\.", ""),),
+    ) -> dict[str, Any]:
+        """Load a local checkpoint into the model.
+
+        Unless strict, parameters that are missing, unknown or of another shape are reported and left out, and a
+        checkpoint that shares none with the model is refused.
+
+        Raises:
+            UserError: if the file cannot be read or does not fit the model.
+        """
+        checkpoint = read_training_checkpoint(filename, map_location)
+        self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
+        model: nn.Module = self.model.module if is_model_wrapper(self.model) else self.model
+        prefixed = all(name.startswith("module.") for name in checkpoint["state_dict"])
+        state = {name.removeprefix("module.") if prefixed else name: t for name, t in checkpoint["state_dict"].items()}
+        own = model.state_dict()
+        missing = [name for name in own if name not in state]
+        unexpected = [name for name in state if name not in own]
+        shapes = [
+            f"{name} is {tuple(state[name].shape)} instead of {tuple(own[name].shape)}"
+            for name in own
+            if name in state and state[name].shape != own[name].shape
+        ]
+        faults = [
+            f"{len(names)} {kind} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+            for kind, names in (("missing", missing), ("unknown", unexpected), ("of another shape", shapes))
+            if names
+        ]
+        fitting = {name: tensor for name, tensor in state.items() if name in own and tensor.shape == own[name].shape}
+        if faults and (strict or self.strict_load or not fitting):
+            raise UserError(
+                f"{filename} does not fit the config's model ({type(model).__name__}): parameters {'; '.join(faults)}. "
+                "Use the config that the checkpoint was trained with."
+            )
+        if faults:
+            self.logger.warning(f"{filename}: parameters {'; '.join(faults)}")
+        model.load_state_dict(fitting, strict=False)
+        self._has_loaded = True
+        self._random_state = checkpoint.get("random_state")
+        self.logger.info(f"Load checkpoint from {filename}")
+        return checkpoint
+
+    def resume(self, filename: str, *args: Any, **kwargs: Any) -> None:
+        """Resume from a training checkpoint of ours or mmengine's: all states and the position in the data."""
+        self.strict_load = True
+        super().resume(filename, *args, **kwargs)
+        if self._random_state is not None and is_main_process():
+            set_random_state(self._random_state)
+        position(self.train_loop)

@@ -1,0 +1,32 @@
+"""Errors that are the user's to mend, told in a sentence instead of a traceback."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+
+class UserError(RuntimeError):
+    """A mistake in a config, path, checkpoint or command line.
+
+    The message names the thing, what was expected and what to do. The scripts in `tools/` print it without a
+    traceback and exit with status 2.
+    """
+
+
+def require(package: str, requirements: str) -> ModuleType:
+    """Import `package`, or say in one sentence which requirements file installs it.
+
+    Args:
+        package: import name, e.g. ``"mmseg"``.
+        requirements: file that installs it, e.g. ``"requirements/mm.txt"``.
+
+    Raises:
+        UserError: if the package is not installed. A package that is installed but broken raises its own error.
+    """
+    try:
+        return importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        if error.name != package.partition(".")[0]:
+            raise
+        raise UserError(f"{package} is not installed: run `make setup`, or `pip install -r {requirements}`.") from None

@@ -1,0 +1,209 @@
+"""Positions of patches: absolute sine-cosine codes and contextual relative terms.
+
+Absolute (MAE, arXiv 2111.06377, sec. A.1; ViT without learned positions): a fixed 2-D sine-cosine code is added to
+every patch. Relative (iRPE, arXiv 2107.14222, contextual product on keys): with ``q' = q / sqrt(d)`` every logit gains
+``q'_i . r[:, bucket(i, j)]``, where the table ``r`` has 7 x 7 buckets of the piecewise offset and one more for every
+pair with the class token.
+
+Shapes: ``h, w`` the patch grid, ``L = h * w``, ``N = 1 + L`` with the class token first, ``D`` the width, ``d`` the
+width of a head, ``H`` the number of heads.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+BUCKETS_PER_AXIS = 7
+CLASS_BUCKET = BUCKETS_PER_AXIS**2
+NUM_BUCKETS = CLASS_BUCKET + 1
+
+# Piecewise index of iRPE with ratio 1.9: identity up to ALPHA, logarithmic up to BETA, which GAMMA reaches.
+ALPHA, BETA, GAMMA = 1.9, 3.8, 15.2
+
+# Above this many tokens the (N, 50, N) weights no longer pay, and the two axes are contracted one after the other.
+DENSE_TOKENS = 400
+
+
+def sincos(coordinates: Tensor, dim: int) -> Tensor:
+    """Sine-cosine code of (column, row) coordinates, differentiable in them.
+
+    Args:
+        coordinates: ``(..., 2)``, column then row, in patches; any real value.
+        dim: width of the code, a multiple of 4. The first half encodes the column, the second the row, each as
+            ``[sin(c * omega) | cos(c * omega)]`` with ``omega_k = 10000 ** (-k / (dim / 4))``.
+
+    Returns:
+        ``(..., dim)`` in the dtype of `coordinates`.
+
+    Raises:
+        ValueError: if `dim` is not a multiple of 4.
+    """
+    if dim % 4:
+        raise ValueError(f"A 2-D sine-cosine code needs a width divisible by 4, got {dim}.")
+    k = torch.arange(dim // 4, dtype=torch.float64, device=coordinates.device)
+    omega = (10000.0 ** (-k / (dim // 4))).to(coordinates.dtype)
+    angles = coordinates.unsqueeze(-1) * omega  # (..., 2, dim / 4)
+    return torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(-2)
+
+
+def grid_coordinates(h: int, w: int, dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
+    """``(h * w, 2)`` coordinates (column, row) of a patch grid in raster order."""
+    rows = torch.arange(h, dtype=dtype, device=device)
+    columns = torch.arange(w, dtype=dtype, device=device)
+    return torch.stack(torch.meshgrid(columns, rows, indexing="xy"), dim=-1).reshape(-1, 2)
+
+
+@lru_cache(maxsize=32)
+def sincos_table(h: int, w: int, dim: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """``(1, 1 + h * w, dim)`` fixed position table: a zero row for the class token, then the patches."""
+    with torch.inference_mode(False):  # a table first needed in evaluation must serve training too
+        # MPS has no float64; everywhere else the code is rounded once, from float64.
+        exact = torch.float32 if device.type == "mps" else torch.float64
+        code = sincos(grid_coordinates(h, w, exact, device), dim)
+        return torch.cat([torch.zeros_like(code[:1]), code]).to(dtype).unsqueeze(0)
+
+
+def piecewise_index(offset: Tensor) -> Tensor:
+    """Continuous piecewise index of signed offsets (iRPE eq. 18), in ``[-BETA, BETA]``, differentiable.
+
+    Identity where ``|x| <= ALPHA``, else ``sign(x) * (ALPHA + log(|x| / ALPHA) / log(GAMMA / ALPHA) * (BETA - ALPHA))``.
+    """
+    return _piecewise(offset, rounded=False)
+
+
+def _piecewise(offset: Tensor, rounded: bool) -> Tensor:
+    magnitude = offset.abs()
+    far = magnitude > ALPHA
+    # The inner `where` keeps log(0) out of the backward pass.
+    ratio = torch.where(far, magnitude, ALPHA) / ALPHA
+    logarithmic = ALPHA + torch.log(ratio) / math.log(GAMMA / ALPHA) * (BETA - ALPHA)
+    if rounded:
+        logarithmic = logarithmic.round()
+    return torch.where(far, offset.sign() * logarithmic.clamp(max=BETA), offset)
+
+
+def bucket_weights(offset: Tensor, interpolate: bool) -> Tensor:
+    """Weights of the 7 buckets of one axis for signed offsets in patches.
+
+    Discrete: one weight of 1 at ``trunc(f(offset)) + 3``. Interpolated: the two linear weights at which ``grid_sample``
+    (``align_corners=False``, zero padding) reads a row of 7 at ``f(offset) / BETA``.
+
+    Args:
+        offset: ``(...)`` floating point.
+        interpolate: linear weights instead of one bucket.
+
+    Returns:
+        ``(..., 7)`` in the dtype of `offset`.
+    """
+    centre = BUCKETS_PER_AXIS // 2
+    bucket = torch.arange(BUCKETS_PER_AXIS, device=offset.device)
+    if not interpolate:
+        index = _piecewise(offset, rounded=True).trunc() + centre
+        return (index.unsqueeze(-1) == bucket).to(offset.dtype)
+    sample = (piecewise_index(offset) / BETA * (BUCKETS_PER_AXIS / 2) + centre).unsqueeze(-1)
+    lower = sample.detach().floor()
+    fraction = sample - lower
+    return torch.where(bucket == lower, 1 - fraction, torch.where(bucket == lower + 1, fraction, 0.0))
+
+
+def axis_weights(
+    h: int, w: int, interpolate: bool, dtype: torch.dtype, device: torch.device, shift: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Bucket weights of all row offsets and of all column offsets of a grid.
+
+    Args:
+        shift: ``(..., 2)`` added to the (row, column) offset, one pair for each of the leading dimensions.
+
+    Returns:
+        ``(..., h, h, 7)`` for ``row_i - row_j`` and ``(..., w, w, 7)`` for ``col_i - col_j``.
+    """
+    weights = []
+    for axis, length in enumerate((h, w)):
+        position = torch.arange(length, dtype=dtype, device=device)
+        offset = position[:, None] - position[None, :]
+        if shift is not None:
+            offset = offset + shift[..., axis, None, None]
+        weights.append(bucket_weights(offset, interpolate))
+    return weights[0], weights[1]
+
+
+def pair_weights(rows: Tensor, columns: Tensor, interpolate: bool) -> Tensor:
+    """``(..., L, 49, L)`` weights of every bucket for every pair of patches, from :func:`axis_weights`.
+
+    The discrete form numbers a bucket ``7 * row + column``. The interpolated form reads the same table transposed, as
+    the reference does (the row component is ``grid_sample``'s x): published weights depend on it.
+    """
+    h, w = rows.shape[-2], columns.shape[-2]
+    equation = "...abm,...cdn->...acnmbd" if interpolate else "...abm,...cdn->...acmnbd"
+    return torch.einsum(equation, rows, columns).reshape(*rows.shape[:-3], h * w, CLASS_BUCKET, h * w)
+
+
+@lru_cache(maxsize=32)
+def token_weights(h: int, w: int, interpolate: bool, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """``(N, 50, N)`` weights of every bucket for every pair of tokens (query, bucket, key), class token first."""
+    with torch.inference_mode(False):
+        weights = torch.zeros(1 + h * w, NUM_BUCKETS, 1 + h * w, device=device)
+        weights[1:, :CLASS_BUCKET, 1:] = pair_weights(*_axis_tables(h, w, interpolate, device), interpolate)
+        weights[0, CLASS_BUCKET, :] = 1
+        weights[:, CLASS_BUCKET, 0] = 1
+        return weights.to(dtype)
+
+
+def _axis_tables(h: int, w: int, interpolate: bool, device: torch.device) -> tuple[Tensor, Tensor]:
+    return axis_weights(h, w, interpolate, torch.float32, device)
+
+
+@lru_cache(maxsize=32)
+def cached_axis_weights(
+    h: int, w: int, interpolate: bool, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """:func:`axis_weights` without a shift, in `dtype`, made once for a grid."""
+    with torch.inference_mode(False):
+        rows, columns = _axis_tables(h, w, interpolate, device)
+        return rows.to(dtype), columns.to(dtype)
+
+
+def relative_logits(scores: Tensor, grid: tuple[int, int], interpolate: bool) -> Tensor:
+    """Logits of the relative term from the scores of the buckets.
+
+    Args:
+        scores: ``(B, H, N, 50)``, ``q'_i . r`` for every bucket.
+        grid: ``(h, w)`` with ``N = 1 + h * w``.
+        interpolate: the interpolated form instead of the discrete one.
+
+    Returns:
+        ``(B, H, N, N)``; ``[..., i, j]`` is the score of the pair's bucket, or the interpolated score.
+    """
+    h, w = grid
+    if scores.shape[2] <= DENSE_TOKENS:
+        return contract(scores, token_weights(h, w, interpolate, scores.dtype, scores.device))
+    rows, columns = cached_axis_weights(h, w, interpolate, scores.dtype, scores.device)
+    b, heads, n, _ = scores.shape
+    # One small product per query: along one axis of the keys, then along the other.
+    patches = scores[:, :, 1:, :CLASS_BUCKET].reshape(b, heads, h, w, BUCKETS_PER_AXIS, BUCKETS_PER_AXIS)
+    if interpolate:
+        patches = patches.transpose(-1, -2)
+    along_rows = rows[:, None] @ patches  # (B, H, h, w, h', 7)
+    pairs = along_rows @ columns.transpose(-1, -2)  # (B, H, h, w, h', w')
+    logits = scores[..., CLASS_BUCKET:].expand(b, heads, n, n).clone()
+    logits[:, :, 1:, 1:] = pairs.reshape(b, heads, n - 1, n - 1)
+    return logits
+
+
+def contract(scores: Tensor, weights: Tensor) -> Tensor:
+    """``sum_k scores[b, h, i, k] * weights[i, k, j]`` as one batched product over the queries.
+
+    Args:
+        scores: ``(B, H, N, K)``.
+        weights: ``(N, K, N)``.
+
+    Returns:
+        ``(B, H, N, N)``.
+    """
+    b, heads, n, k = scores.shape
+    product = scores.permute(2, 0, 1, 3).reshape(n, b * heads, k) @ weights
+    return product.view(n, b, heads, n).permute(1, 2, 0, 3)

@@ -1,0 +1,1 @@
+"""Protocols, the leaderboard with its doubt, pictures and the speed measurements."""

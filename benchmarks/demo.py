@@ -1,0 +1,204 @@
+"""The whole chain on a small scale: data, pretraining, transfer to two tasks, leaderboard.
+
+Every training is a run of `tools/train.py` in a process of its own, as a user would start it; a run that has finished
+is not repeated. What is trained is decided by `configs/demo/`, what is shown by `benchmarks.demo_pictures`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from adpe.data.layout import check_coco_root, check_segmentation_root
+from adpe.data.scenes import write_scenes
+from adpe.errors import UserError
+from adpe.files import atomic_write
+
+ROOT = Path(__file__).resolve().parents[1]
+_STEP = re.compile(r"(?:Epoch\(train\)\s+\[(\d+)\]\[\s*(\d+)/(\d+)\]|Iter\(train\)\s+\[\s*(\d+)/(\d+)\])")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `tools/demo.py` was asked for.
+
+    Attributes:
+        work_dir: where everything is written.
+        data_root: data in ADE20K's and COCO's layout; None for the embedded scenes.
+        images: folders or archives of photographs to pretrain on, beside the training images of `data_root`.
+        seeds: of the repetitions; each pretrains and transfers anew.
+        epochs: of pretraining; None for the config's own.
+        iterations: of each fine-tuning; None for the configs' own.
+        scenes: embedded scenes for training, validation and pretraining.
+        image_size: short side in pixels to which annotated images are resized; None for the configs' own.
+    """
+
+    work_dir: Path
+    data_root: Path | None = None
+    images: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = (0,)
+    epochs: int | None = None
+    iterations: int | None = None
+    scenes: tuple[int, int, int] = (400, 100, 1500)
+    image_size: int | None = None
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One training: a config, where it runs and what differs from the config."""
+
+    title: str
+    config: str
+    work_dir: Path
+    seed: int
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def record(self) -> Path:
+        """Written by the run at its end: its presence says that the run is complete."""
+        return self.work_dir / "record.jsonl"
+
+    def command(self) -> list[str]:
+        """What a user would type."""
+        command = [sys.executable, str(ROOT / "tools/train.py"), str(ROOT / self.config)]
+        command += ["--work-dir", str(self.work_dir), "--seed", str(self.seed), "--resume"]
+        return [*command, "--cfg-options", *(f"{name}={value}" for name, value in self.options.items())]
+
+
+def run_demo(options: Options, console: Console | None = None) -> Path:
+    """Run the chain and return the HTML page.
+
+    Raises:
+        UserError: if the data root is not laid out as expected, or a training fails.
+    """
+    from benchmarks.demo_report import write_report
+
+    console = console or Console()
+    start = time.time()
+    work_dir = options.work_dir.resolve()
+    data_root, images, name = _data(options, work_dir, console)
+    stages = _stages(options, work_dir, data_root, images, name)
+    with _progress(console) as progress:
+        for number, stage in enumerate(stages, start=1):
+            _run_stage(stage, f"[{number}/{len(stages)}] {stage.title}", progress)
+    page = write_report(work_dir, data_root, name, stages, console)
+    console.print(f"\nDone in {(time.time() - start) / 60:.1f} minutes. Everything lies in {work_dir}:")
+    for label, path in (("page", page), ("table", work_dir / "leaderboard.md"), ("pictures", work_dir / "pictures")):
+        console.print(f"  {label:9} {path}", soft_wrap=True, highlight=False)
+    console.print("  runs      one folder each: log, checkpoints, TensorBoard curves, record.jsonl", highlight=False)
+    return page
+
+
+def _data(options: Options, work_dir: Path, console: Console) -> tuple[Path, list[str], str]:
+    """Data root, image sources of pretraining, and the data set's name."""
+    if options.data_root is None:
+        train, val, unlabelled = options.scenes
+        console.print(f"Writing {train} + {val} annotated and {unlabelled} unlabelled scenes (scanned digits over photographs)")
+        root = write_scenes(work_dir / "data", num_train=train, num_val=val, num_unlabelled=unlabelled)
+        return root, [str(root / "unlabelled"), *options.images], "embedded scenes"
+    root = options.data_root.resolve()
+    if not root.is_dir():
+        raise UserError(f"DATA_ROOT {root} does not exist: expected a folder with images/, annotations/ and instances_*.json.")
+    return root, [str(root / "images/training"), *options.images], root.name
+
+
+def _stages(options: Options, work_dir: Path, data_root: Path, images: Sequence[str], name: str) -> list[Stage]:
+    segmentation = check_segmentation_root(data_root)
+    detection = check_coco_root(data_root)
+    check_coco_root(data_root, "instances_validation.json", "images/validation", classes=detection.classes)
+    pretrain: dict[str, Any] = {"sources": "[" + ",".join(f'"{image}"' for image in images) + "]"}
+    shared: dict[str, Any] = {"data_root": data_root}
+    if options.epochs is not None:
+        pretrain["epochs"] = options.epochs
+    if options.iterations is not None:
+        shared["max_iters"] = options.iterations
+    if options.image_size is not None:
+        shared["image_size"] = options.image_size
+    stages = []
+    for seed in options.seeds:
+        folder = work_dir / f"seed{seed}"
+        pretraining = Stage(
+            f"pretraining, seed {seed}", "configs/demo/pretrain.py", folder / "pretrain", seed,
+            {**pretrain, "record.dataset": name},
+        )  # fmt: skip
+        stages.append(pretraining)
+        for task, classes in (("segmentation", segmentation.classes), ("detection", detection.classes)):
+            for start in ("pretrained", "random"):
+                own: dict[str, Any] = {**shared, "num_classes": len(classes), "record.dataset": name}
+                if start == "pretrained":
+                    own["pretrained"] = pretraining.work_dir / "encoder.safetensors"
+                title = f"{task} from a {start} start, seed {seed}"
+                stages.append(Stage(title, f"configs/demo/{task}.py", folder / f"{task}-{start}", seed, own))
+    return stages
+
+
+def _run_stage(stage: Stage, title: str, progress: Progress) -> None:
+    """Run one training, following its log; leave it alone if its record is there."""
+    task = progress.add_task(title, total=1.0)
+    if stage.record.is_file():
+        progress.update(task, completed=1.0, description=f"{title} (finished before)")
+        return
+    stage.work_dir.mkdir(parents=True, exist_ok=True)
+    log = stage.work_dir / "output.log"
+    last: deque[str] = deque(maxlen=12)
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    epochs = _epochs(stage)
+    with open(log, "w") as file, subprocess.Popen(
+        stage.command(), cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as process:
+        assert process.stdout is not None
+        try:
+            for line in process.stdout:
+                file.write(line)
+                file.flush()
+                last.append(line.rstrip())
+                done = _fraction(line, epochs)
+                if done is not None:
+                    loss = re.search(r"  loss: ([\d.]+)", line)
+                    progress.update(task, completed=done, description=f"{title}  loss {loss[1]}" if loss else title)
+        except BaseException:
+            process.terminate()
+            raise
+    if process.returncode or not stage.record.is_file():
+        shown = "\n".join(last)
+        raise UserError(f"{title} failed (exit status {process.returncode}); its log is {log} and ends with\n{shown}")
+    progress.update(task, completed=1.0, description=title)
+
+
+def _epochs(stage: Stage) -> int:
+    if "epochs" in stage.options:
+        return int(stage.options["epochs"])
+    found = re.search(r"^epochs = (\d+)$", (ROOT / stage.config).read_text(), re.MULTILINE)
+    return int(found[1]) if found else 1
+
+
+def _fraction(line: str, epochs: int) -> float | None:
+    match = _STEP.search(line)
+    if match is None:
+        return None
+    epoch, step, steps, iteration, iterations = match.groups()
+    if iteration is not None:
+        return int(iteration) / int(iterations)
+    return (int(epoch) - 1 + int(step) / int(steps)) / epochs
+
+
+def _progress(console: Console) -> Progress:
+    columns = (TextColumn("{task.description:60}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(text)

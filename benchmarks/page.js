@@ -1,0 +1,264 @@
+"use strict";
+// Sorting, filtering and charts of the leaderboard page. Text from files only ever becomes textContent.
+(() => {
+  const root = document.documentElement;
+  const SVG = "http://www.w3.org/2000/svg";
+  const COLOURS = 8;
+  const DASHES = ["", "6 4", "2 3"];
+
+  const make = (parent, name, attributes = {}, text = null) => {
+    const element = parent instanceof SVGElement || name === "svg"
+      ? document.createElementNS(SVG, name) : document.createElement(name);
+    for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
+    if (text !== null) element.textContent = text;
+    parent.append(element);
+    return element;
+  };
+  const colour = (index) => `var(--c${index % COLOURS})`;
+  const dash = (index) => DASHES[Math.floor(index / COLOURS) % DASHES.length];
+  const number = (value) => {
+    const size = Math.abs(value);
+    if (size !== 0 && (size < 1e-3 || size >= 1e6)) return value.toExponential(2);
+    return String(Number(value.toPrecision(size >= 1000 ? 6 : 4)));
+  };
+  const ticks = (low, high, count) => {
+    const rough = (high - low) / count || 1;
+    const power = 10 ** Math.floor(Math.log10(rough));
+    const step = [1, 2, 5, 10].find((factor) => factor * power >= rough) * power;
+    const result = [];
+    for (let k = Math.ceil(low / step - 1e-9); k * step <= high + 1e-9 * step; k += 1) result.push(Number((k * step).toPrecision(12)));
+    return result;
+  };
+
+  // Tables -----------------------------------------------------------------------------------------------------------
+  const key = (row, column) => {
+    const cell = row.cells[column];
+    return "value" in cell.dataset ? Number(cell.dataset.value) : cell.textContent.trim();
+  };
+  const compare = (a, b) => (typeof a === "number" && typeof b === "number" ? a - b : String(a).localeCompare(String(b)));
+  // Rows are sorted within their tbody: protocols stay apart whatever the order.
+  const sort = (table, column, descending) => {
+    const heads = [...table.tHead.rows[0].cells];
+    if (!heads[column]) return;
+    for (const body of table.tBodies) {
+      const numeric = heads[column].classList.contains("number");
+      const rows = [...body.rows].map((row) => [key(row, column), row]);
+      const present = (value) => (numeric ? typeof value === "number" : value !== "");
+      rows.sort(([a], [b]) => present(b) - present(a) || (descending ? compare(b, a) : compare(a, b)));
+      body.append(...rows.map(([, row]) => row));
+    }
+    heads.forEach((head, index) => head.setAttribute("aria-sort", index !== column ? "none" : descending ? "descending" : "ascending"));
+  };
+  const tables = [...document.querySelectorAll("table.sortable")];
+  for (const table of tables) {
+    [...table.tHead.rows[0].cells].forEach((head, column) => {
+      head.firstElementChild.addEventListener("click", () => {
+        const now = head.getAttribute("aria-sort");
+        sort(table, column, now === "none" ? head.classList.contains("number") : now === "ascending");
+      });
+    });
+  }
+  const input = document.getElementById("filter");
+  const filter = () => {
+    const words = input.value.toLowerCase().split(/\s+/).filter(Boolean);
+    const rows = tables.flatMap((table) => [...table.tBodies].flatMap((body) => [...body.rows]));
+    for (const row of rows) row.hidden = !words.every((word) => row.textContent.toLowerCase().includes(word));
+    const shown = rows.filter((row) => !row.hidden).length;
+    document.getElementById("shown").textContent = words.length ? `${shown} of ${rows.length} rows` : "";
+  };
+  if (input) input.addEventListener("input", filter);
+
+  // Charts -----------------------------------------------------------------------------------------------------------
+  const tip = (figure, text, x, y) => {
+    let box = figure.querySelector(".tip");
+    if (text === null) {
+      if (box) box.remove();
+      return;
+    }
+    box = box || make(figure, "div", { class: "tip", role: "status" });
+    box.textContent = text;
+    box.style.left = `${Math.max(4, Math.min(x + 14, figure.clientWidth - box.offsetWidth - 4))}px`;
+    box.style.top = `${Math.max(0, y - box.offsetHeight - 10)}px`;
+  };
+  const place = (figure, event) => {
+    const bounds = figure.getBoundingClientRect();
+    return [event.clientX - bounds.left, event.clientY - bounds.top];
+  };
+
+  const drawBars = (figure, spec, width) => {
+    const bar = 20, row = 46, top = 4, right = 64;
+    const height = top + row * spec.bars.length + 22;
+    const svg = make(figure, "svg", { viewBox: `0 0 ${width} ${height}`, height, role: "img", "aria-label": spec.title });
+    const ends = spec.bars.flatMap((item) => [item.mean + (item.std || 0), item.mean - (item.std || 0), ...item.values]);
+    const low = Math.min(0, ...ends), high = Math.max(0, ...ends) || 1;
+    const x = (value) => ((value - low) / (high - low)) * (width - right) + 1;
+    for (const value of ticks(low, high, Math.max(2, Math.floor(width / 110)))) {
+      make(svg, "line", { class: "grid", x1: x(value), x2: x(value), y1: top, y2: height - 20 });
+      make(svg, "text", { x: x(value), y: height - 5, "text-anchor": value === low ? "start" : "middle" }, number(value));
+    }
+    spec.bars.forEach((item, index) => {
+      const y = top + index * row + 18;
+      const group = make(svg, "g");
+      const room = Math.floor(width / 7.2);
+      const label = item.label.length > room ? `${item.label.slice(0, room - 1)}…` : item.label;
+      make(group, "text", { class: "name", x: 1, y: y - 5 }, label);
+      const fill = item.kind === "baseline" ? "var(--soft)" : item.kind === "ours" ? "var(--c0)" : "var(--c3)";
+      make(group, "rect", {
+        x: Math.min(x(0), x(item.mean)), y, width: Math.max(1, Math.abs(x(item.mean) - x(0))), height: bar, rx: 3,
+        fill, "fill-opacity": item.kind === "ours" ? 0.85 : 0.5,
+      });
+      const middle = y + bar / 2;
+      let end = x(Math.max(item.mean, 0));
+      if (item.std !== null) {
+        const [a, b] = [x(item.mean - item.std), x(item.mean + item.std)];
+        make(group, "path", { class: "whisker", d: `M${a} ${middle}H${b}M${a} ${middle - 5}v10M${b} ${middle - 5}v10` });
+        end = Math.max(end, b);
+      }
+      for (const value of item.values) {
+        make(group, "circle", { class: "seed", cx: x(value), cy: middle, r: 3 });
+        end = Math.max(end, x(value) + 3);
+      }
+      make(group, "text", { class: "name", x: end + 8, y: middle + 4 }, item.mean.toFixed(spec.digits));
+      make(group, "rect", { x: 0, y: y - 18, width, height: row, fill: "transparent" });
+      group.addEventListener("pointermove", (event) => tip(figure, item.detail, ...place(figure, event)));
+    });
+    svg.addEventListener("pointerleave", () => tip(figure, null));
+  };
+
+  const drawLines = (figure, spec, width, hidden) => {
+    const height = 260, left = 52, right = 10, top = 8, bottom = 38;
+    const legend = make(figure, "div", { class: "legend" });
+    spec.series.forEach((series, index) => {
+      const button = make(legend, "button", { type: "button", "aria-pressed": String(!hidden.has(index)) });
+      const mark = make(button, "svg", { viewBox: "0 0 18 8" });
+      make(mark, "path", { class: "line", d: "M0 4H18", style: `stroke:${colour(index)}`, "stroke-dasharray": dash(index) });
+      button.append(series.name);
+      button.addEventListener("click", () => {
+        if (!hidden.delete(index)) hidden.add(index);
+        draw(figure);
+        figure.querySelectorAll(".legend button")[index].focus();
+      });
+    });
+    const svg = make(figure, "svg", { viewBox: `0 0 ${width} ${height}`, height, role: "img", "aria-label": spec.title });
+    const shown = spec.series.map((series, index) => ({ ...series, index })).filter(({ index }) => !hidden.has(index));
+    const points = shown.flatMap((series) => series.points).filter((point) => point[1] !== null);
+    if (!points.length) {
+      make(svg, "text", { x: width / 2, y: height / 2, "text-anchor": "middle" }, "nothing to draw");
+      return;
+    }
+    const extent = (values) => values.reduce(([a, b], value) => [Math.min(a, value), Math.max(b, value)], [Infinity, -Infinity]);
+    let [x0, x1] = extent(points.map((point) => point[0]));
+    let [y0, y1] = extent(points.flatMap((point) => point.slice(1, 4).filter((value) => typeof value === "number")));
+    const pad = (y1 - y0) * 0.05 || Math.abs(y1) * 0.05 || 1;
+    [y0, y1] = [y0 - pad, y1 + pad];
+    if (!spec.lines) [x0, x1] = [x0 - (x1 - x0) * 0.06, x1 + (x1 - x0) * 0.06];
+    const x = (value) => left + (x1 === x0 ? 0.5 : (value - x0) / (x1 - x0)) * (width - left - right);
+    const y = (value) => top + ((y1 - value) / (y1 - y0)) * (height - top - bottom);
+    for (const value of ticks(y0, y1, 5)) {
+      make(svg, "line", { class: "grid", x1: left, x2: width - right, y1: y(value), y2: y(value) });
+      make(svg, "text", { x: left - 7, y: y(value) + 4, "text-anchor": "end" }, number(value));
+    }
+    for (const value of ticks(x0, x1, Math.max(2, Math.floor(width / 90)))) {
+      make(svg, "text", { x: x(value), y: height - bottom + 17, "text-anchor": "middle" }, number(value));
+    }
+    make(svg, "line", { class: "axis", x1: left, x2: width - right, y1: height - bottom, y2: height - bottom });
+    make(svg, "text", { x: (left + width - right) / 2, y: height - 4, "text-anchor": "middle" }, spec.x);
+    make(svg, "text", { x: -(top + height - bottom) / 2, y: 11, transform: "rotate(-90)", "text-anchor": "middle" }, spec.y);
+    for (const series of shown) {
+      const style = `stroke:${colour(series.index)}`;
+      let path = "", joined = false;
+      for (const [px, py, low, high] of series.points) {
+        if (py === null) {
+          joined = false;
+          continue;
+        }
+        path += `${joined ? "L" : "M"}${x(px).toFixed(1)} ${y(py).toFixed(1)}`;
+        joined = true;
+        if (typeof low === "number" && typeof high === "number") {
+          make(svg, "path", { class: "line", style, d: `M${x(px)} ${y(low)}V${y(high)}M${x(px) - 4} ${y(low)}h8M${x(px) - 4} ${y(high)}h8` });
+        }
+        if (!spec.lines || series.points.length < 25) {
+          make(svg, "circle", { cx: x(px), cy: y(py), r: spec.lines ? 2.6 : 4.5, fill: colour(series.index) });
+        }
+      }
+      if (spec.lines) make(svg, "path", { class: "line", style, d: path, "stroke-dasharray": dash(series.index) });
+    }
+    const rule = make(svg, "line", { class: "axis", y1: top, y2: height - bottom, visibility: "hidden" });
+    svg.addEventListener("pointermove", (event) => {
+      const bounds = svg.getBoundingClientRect();
+      const at = event.clientX - bounds.left;
+      const nearest = (series) => series.points.reduce((a, b) => (Math.abs(x(b[0]) - at) < Math.abs(x(a[0]) - at) ? b : a));
+      const found = shown.filter((series) => series.points.length).map((series) => [series.name, nearest(series)]);
+      const step = found.map(([, point]) => point[0]).reduce((a, b) => (Math.abs(x(b) - at) < Math.abs(x(a) - at) ? b : a));
+      const lines = found.filter(([, point]) => point[0] === step)
+        .map(([name, point]) => `${name}: ${point[1] === null ? "not finite" : number(point[1])}`);
+      rule.setAttribute("x1", x(step));
+      rule.setAttribute("x2", x(step));
+      rule.setAttribute("visibility", "visible");
+      tip(figure, [`${spec.x} ${number(step)}`, ...lines].join("\n"), ...place(figure, event));
+    });
+    svg.addEventListener("pointerleave", () => {
+      tip(figure, null);
+      rule.setAttribute("visibility", "hidden");
+    });
+  };
+
+  const states = new WeakMap();
+  function draw(figure) {
+    const style = getComputedStyle(figure);
+    const width = Math.floor(figure.clientWidth - parseFloat(style.paddingLeft) - parseFloat(style.paddingRight));
+    if (width <= 0) return;
+    if (!states.has(figure)) states.set(figure, { spec: JSON.parse(figure.dataset.chart), hidden: new Set() });
+    const { spec, hidden } = states.get(figure);
+    figure.querySelectorAll("svg, .legend, .tip").forEach((element) => element.remove());
+    if (spec.bars) drawBars(figure, spec, width);
+    else drawLines(figure, spec, width, hidden);
+  }
+  const charts = [...document.querySelectorAll(".chart")];
+  charts.forEach(draw);
+  // Charts in closed sections have no width until they are opened.
+  const widths = new WeakMap(charts.map((figure) => [figure, figure.clientWidth]));
+  const observer = new ResizeObserver((entries) => {
+    for (const { target } of entries) {
+      if (widths.get(target) !== target.clientWidth) {
+        widths.set(target, target.clientWidth);
+        draw(target);
+      }
+    }
+  });
+  charts.forEach((figure) => observer.observe(figure));
+
+  // Pictures ---------------------------------------------------------------------------------------------------------
+  const dialog = document.getElementById("enlarged");
+  dialog.addEventListener("click", () => dialog.close());
+  for (const image of document.querySelectorAll(".picture img")) {
+    const open = () => {
+      dialog.firstElementChild.src = image.src;
+      dialog.firstElementChild.alt = image.alt;
+      dialog.showModal();
+    };
+    image.addEventListener("click", open);
+    image.addEventListener("keydown", (event) => event.key === "Enter" && open());
+  }
+
+  // A link can hold a view: #sort=2 (second column), #sort=-2 (descending), #filter=words, or the anchor of a run.
+  const view = () => {
+    const hash = new URLSearchParams(location.hash.slice(1));
+    if (hash.has("sort")) {
+      const column = Number(hash.get("sort"));
+      for (const table of tables) sort(table, Math.abs(column) - 1, column < 0);
+    }
+    if (hash.has("filter") && input) {
+      input.value = hash.get("filter");
+      filter();
+    }
+    const target = location.hash && document.getElementById(location.hash.slice(1));
+    if (target instanceof HTMLDetailsElement) {
+      target.open = true;
+      target.scrollIntoView();
+    }
+  };
+  window.addEventListener("hashchange", view);
+  view();
+  root.dataset.ready = "true";
+})();

@@ -1,0 +1,46 @@
+"""The pretraining recipe of MAE+ and AdPE (arXiv 2303.07598 and the commands of its repository), without its length.
+
+Four random resized crops of 112 pixels an image, 0.75 of the patches hidden, pixels normalised per patch; AdamW for
+both players, the learning rate by images and not by crops, 1.5e-4 x images / 256; bfloat16.
+"""
+
+_base_ = "./runtime.py"
+
+data_root = "data/imagenet/train"
+effective_batch = 4096
+lr = 1.5e-4 * effective_batch / 256
+adversary_lr = 1.5e-4 * effective_batch / 256
+model = dict(
+    type="AdPEPretraining",
+    model="adpe_vit_base_patch16",
+    mask_ratio=0.75,
+    norm_pix_loss=True,
+    decoder_embed_dim=512,
+    decoder_depth=8,
+    decoder_num_heads=16,
+)
+# batch_size: the most images a GPU holds at once (times 4 crops), as in the reference's commands.
+train_dataloader = dict(
+    batch_size=128,
+    num_workers=8,
+    persistent_workers=True,
+    pin_memory=True,
+    sampler=dict(type="DefaultSampler", shuffle=True),
+    collate_fn=dict(type="default_collate"),
+    dataset=dict(
+        type="AdPEImageDataset",
+        source=data_root,
+        crops=dict(
+            size=112, num_crops=4, scale=(0.08, 1.0), interpolation="bicubic", hflip=0.5, normalize="device"
+        ),
+        seed=_base_.seed,
+    ),
+)
+optim_wrapper = dict(
+    type="AdPEAutocastOptimWrapper",
+    constructor="AdversarialOptimWrapperConstructor",
+    optimizer=dict(type="AdamW", lr=lr, betas=(0.9, 0.95), weight_decay=0.05, fused=True),
+    paramwise_cfg=dict(adversary_lr=adversary_lr),
+)
+custom_hooks = [dict(type="AdPEEpochHook")]
+record = dict(method="MAE+", task="pretrain", dataset="ImageNet-1k", start="random")

@@ -1,0 +1,27 @@
+"""What every run shares: hooks, logging, seed, processes. Lengths and intervals belong to the schedules."""
+
+default_scope = "mmengine"
+custom_imports = dict(imports=["adpe.engine"], allow_failed_imports=False)
+seed = 0
+randomness = dict(seed=seed)
+env_cfg = dict(
+    cudnn_benchmark=True,
+    mp_cfg=dict(mp_start_method="fork", opencv_num_threads=0),
+    dist_cfg=dict(backend="nccl"),
+)
+default_hooks = dict(
+    runtime_info=dict(type="AdPERuntimeInfoHook"),
+    timer=dict(type="IterTimerHook"),
+    logger=dict(type="LoggerHook", interval=50),
+    finite_loss=dict(type="AdPEFiniteLossHook"),
+    param_scheduler=dict(type="ParamSchedulerHook"),
+    checkpoint=dict(type="AdPECheckpointHook", interval=1, max_keep_ckpts=2),
+    sampler_seed=dict(type="DistSamplerSeedHook"),
+    record=dict(type="AdPERecordHook"),
+)
+vis_backends = [dict(type="LocalVisBackend"), dict(type="TensorboardVisBackend")]
+visualizer = dict(type="Visualizer", vis_backends=vis_backends)
+log_processor = dict(by_epoch=True, window_size=50)
+log_level = "INFO"
+load_from = None
+resume = False

@@ -1,0 +1,59 @@
+"""A small AdPE, pretrained on a CPU in minutes: the first link of `make demo`.
+
+Reproduces: no published number. It is the recipe of configs/pretrain/ at the size of a laptop: MAE+ with the coordinate
+adversary on absolute positions (arXiv 2303.07598), random resized crops of half the image, 0.75 of the patches hidden.
+Cost: about 3 minutes on 2 CPU cores.
+Command: python tools/train.py configs/demo/pretrain.py --cfg-options data_root=DATA sources=IMAGES
+"""
+
+_base_ = ["../_base_/runtime.py", "../_base_/demo_encoder.py"]
+
+sources = "work_dirs/demo/data/unlabelled"
+epochs = 40
+crop_size = 48
+num_crops = 4
+lr = 1e-3
+model = dict(
+    type="AdPEPretraining",
+    adversary="coordinate",
+    mask_ratio=0.75,
+    decoder_embed_dim=64,
+    decoder_depth=1,
+    decoder_num_heads=4,
+    **_base_.encoder,
+)
+train_dataloader = dict(
+    batch_size=32,
+    num_workers=1,
+    persistent_workers=True,
+    sampler=dict(type="DefaultSampler", shuffle=True),
+    collate_fn=dict(type="default_collate"),
+    dataset=dict(
+        type="AdPEImageDataset",
+        source=sources,
+        crops=dict(size=crop_size, num_crops=num_crops, scale=(0.2, 1.0), normalize="device"),
+        seed=_base_.seed,
+    ),
+)
+effective_batch = 32
+optim_wrapper = dict(
+    constructor="AdversarialOptimWrapperConstructor",
+    optimizer=dict(type="AdamW", lr=lr, betas=(0.9, 0.95), weight_decay=0.05, fused=True),
+    paramwise_cfg=dict(adversary_lr=lr),
+)
+warmup_epochs = max(1, epochs // 20)
+param_scheduler = [
+    dict(type="LinearLR", start_factor=1e-4, begin=0, end=warmup_epochs, convert_to_iter_based=True),
+    dict(
+        type="CosineAnnealingLR",
+        begin=warmup_epochs,
+        end=epochs,
+        T_max=epochs - warmup_epochs,
+        eta_min=0.0,
+        convert_to_iter_based=True,
+    ),
+]
+train_cfg = dict(by_epoch=True, max_epochs=epochs)
+default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=10, max_keep_ckpts=1))
+custom_hooks = [dict(type="AdPEEpochHook"), dict(type="AdPEExportHook")]
+record = dict(method="AdPE", task="pretrain", dataset="embedded scenes")

@@ -1,0 +1,14 @@
+"""AdPE, absolute positions, embedding adversary, ViT-L, 400 epochs.
+
+Reproduces: no number is published that we know of.
+The norm and bound of the published adversary are not known: none here (model.adversary_norm,
+model.adversary_epsilon).
+Cost: not measured.
+Command: tools/dist_train.sh configs/pretrain/adpe_ape_embedding_vitl_400e.py 8
+"""
+
+_base_ = "../_base_/pretrain_400e.py"
+
+model = dict(model="adpe_vit_large_patch16", adversary="embedding")
+train_dataloader = dict(batch_size=64)
+record = dict(method="AdPE APE embedding")

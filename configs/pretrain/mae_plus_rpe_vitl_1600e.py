@@ -1,0 +1,13 @@
+"""MAE+, relative positions, no adversary, ViT-L, 1600 epochs.
+
+Reproduces: no number is published that we know of.
+Fine-tune the encoder with position=relative.
+Cost: not measured.
+Command: tools/dist_train.sh configs/pretrain/mae_plus_rpe_vitl_1600e.py 8
+"""
+
+_base_ = "../_base_/pretrain_1600e.py"
+
+model = dict(model="adpe_vit_large_patch16", position="relative")
+train_dataloader = dict(batch_size=64)
+record = dict(method="MAE+ RPE")

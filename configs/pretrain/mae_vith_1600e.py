@@ -1,0 +1,12 @@
+"""MAE (arXiv 2111.06377), ViT-H, 1600 epochs: one crop of 224 pixels, mask tokens before the decoder.
+
+Reproduces: ImageNet top-1 86.9 after fine-tuning (MAE repository's FINETUNE.md).
+Cost: not measured.
+Command: tools/dist_train.sh configs/pretrain/mae_vith_1600e.py 8
+"""
+
+_base_ = "../_base_/pretrain_1600e.py"
+
+model = dict(model="adpe_vit_huge_patch14", mask_tokens="decoder")
+train_dataloader = dict(batch_size=32, dataset=dict(crops=dict(size=224, num_crops=1, scale=(0.2, 1.0))))
+record = dict(method="MAE")

@@ -1,0 +1,49 @@
+#!/usr/bin/env python
+"""Pretrain a small AdPE ViT, transfer it to segmentation and detection, and print a leaderboard."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from adpe.errors import UserError
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--data-root", type=Path, help="annotated data in ADE20K's layout (images/, annotations/, each "
+                        "with training/ and validation/) with COCO's instances_{training,validation}.json; default: "
+                        "scenes that come with the installed packages")  # fmt: skip
+    parser.add_argument("--images", nargs="+", default=[], metavar="PATH",
+                        help="more folders or archives of photographs to pretrain on")  # fmt: skip
+    parser.add_argument("--work-dir", type=Path, default=Path("work_dirs/demo"), help="where everything is written")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="one repetition of the whole chain each")
+    parser.add_argument("--epochs", type=int, help="of pretraining; the config's own if absent")
+    parser.add_argument("--iterations", type=int, help="of each fine-tuning; the configs' own if absent")
+    parser.add_argument("--image-size", type=int, help="short side of annotated images in pixels; the configs' own if absent")
+    parser.add_argument("--scenes", nargs=3, type=int, default=[400, 100, 1500], metavar=("TRAIN", "VAL", "UNLABELLED"),
+                        help="number of embedded scenes")  # fmt: skip
+    args = parser.parse_args()
+    from benchmarks.demo import Options, run_demo
+
+    try:
+        run_demo(
+            Options(
+                args.work_dir, args.data_root, tuple(args.images), tuple(args.seeds), args.epochs, args.iterations,
+                tuple(args.scenes), args.image_size,
+            )
+        )  # fmt: skip
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nStopped. The same command goes on where this one stopped.", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# Train under Slurm.
+#   [GPUS=8] [GPUS_PER_NODE=8] [CPUS_PER_TASK=5] [SRUN_ARGS=...] tools/slurm_train.sh PARTITION JOB_NAME CONFIG [arguments of train.py]
+# For preemption: SRUN_ARGS="--signal=USR1@120 --requeue" saves a checkpoint 120 s before the time limit (exit status
+# 85); the requeued job goes on if it is started with --resume.
+set -eu
+ROOT=$(cd "$(dirname "$0")/.." && pwd)
+if [ $# -lt 3 ]; then echo "usage: $0 PARTITION JOB_NAME CONFIG [arguments of train.py]" >&2; exit 2; fi
+if [ -z "${PYTHON:-}" ]; then
+    PYTHON=python3
+    if [ -x "$ROOT/.venv/bin/python" ]; then PYTHON="$ROOT/.venv/bin/python"; fi
+fi
+PARTITION=$1 JOB_NAME=$2 CONFIG=$3
+shift 3
+GPUS=${GPUS:-8} GPUS_PER_NODE=${GPUS_PER_NODE:-8} CPUS_PER_TASK=${CPUS_PER_TASK:-5}
+for name in GPUS GPUS_PER_NODE CPUS_PER_TASK; do
+    case ${!name} in
+        '' | *[!0-9]* | 0) echo "error: $name must be a positive number, got '${!name}'." >&2; exit 2 ;;
+    esac
+done
+if [ "$GPUS" -lt "$GPUS_PER_NODE" ]; then GPUS_PER_NODE=$GPUS; fi
+command -v srun >/dev/null || { echo "error: srun is not there: this script needs Slurm; else use tools/dist_train.sh." >&2; exit 2; }
+export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
+# shellcheck disable=SC2086  # SRUN_ARGS is a list of words
+exec srun -p "$PARTITION" --job-name="$JOB_NAME" --gres=gpu:"$GPUS_PER_NODE" --ntasks="$GPUS" \
+    --ntasks-per-node="$GPUS_PER_NODE" --cpus-per-task="$CPUS_PER_TASK" --kill-on-bad-exit=1 ${SRUN_ARGS:-} \
+    "$PYTHON" -u "$ROOT/tools/train.py" "$CONFIG" --launcher slurm "$@"

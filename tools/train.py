@@ -1,0 +1,16 @@
+#!/usr/bin/env python
+"""Train any config (pretraining, segmentation, detection). See --help; several GPUs: dist_train.sh, slurm_train.sh.
+
+Exit status: 0 done; 2 a mistake in config, paths or command line; 85 stopped by SIGTERM or SIGUSR1 after saving a
+checkpoint, go on with --resume; 1 anything else.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from adpe.engine.launch import train_main
+
+if __name__ == "__main__":
+    sys.exit(train_main())
