@@ -1,6 +1,7 @@
 """AdPE: masked image modelling with adversarial positional embeddings, and its transfer to dense tasks.
 
-Importing this package needs torch alone; what needs timm, mmengine, mmsegmentation or mmdetection is imported when used.
+Importing this package needs torch alone; what needs timm, mmengine, mmsegmentation or mmdetection is imported when it
+is used.
 """
 
 from __future__ import annotations

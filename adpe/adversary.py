@@ -20,7 +20,7 @@ softmax does not see it. That form is ``variant="reference"``, for parity alone.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -157,7 +157,7 @@ class RelativeEmbeddingAdversary(RelativeAdversary):
 
 
 class OffsetAdversary(RelativeAdversary):
-    """Relative positions, coordinate mode: offsets of masked queries are ``(row + a0, column + a1)`` before the index."""
+    """Relative positions, coordinate mode: masked queries see offsets ``(row + a0, column + a1)``."""
 
     def __init__(
         self, encoder_depth: int, decoder_depth: int, norm: Norm | None = None, epsilon: float | None = None
@@ -180,7 +180,7 @@ class OffsetAdversary(RelativeAdversary):
         ]
 
 
-def _on_masked(term: RelativeTerm | None, masked: Tensor, **perturbation: Tensor) -> RelativeTerm:
+def _on_masked(term: RelativeTerm | None, masked: Tensor, **perturbation: Any) -> RelativeTerm:
     assert term is not None
     indicator = F.pad(masked, (1, 0))[:, None, :, None].to(next(iter(perturbation.values())).dtype)
     return replace(term, masked=indicator, **perturbation)
@@ -212,10 +212,12 @@ def build_adversary(
     if mode not in get_args(Mode):
         raise ValueError(f"adversary must be embedding, coordinate or None; got {mode!r}.")
     if position == "absolute":
-        return MaskTokenAdversary(encoder[0], norm, epsilon) if mode == "embedding" else CoordinateAdversary(norm, epsilon)
+        if mode == "embedding":
+            return MaskTokenAdversary(encoder[0], norm, epsilon)
+        return CoordinateAdversary(norm, epsilon)
     if mode == "coordinate":
         if position != "relative_interpolated":
-            raise ValueError("The coordinate adversary moves continuous offsets: it needs position='relative_interpolated'.")
+            raise ValueError("The coordinate adversary moves continuous offsets: set position='relative_interpolated'.")
         return OffsetAdversary(encoder[1], decoder[1], norm, epsilon)
     shapes = [(depth, width // heads) for width, depth, heads in (encoder, decoder)]
     return RelativeEmbeddingAdversary(shapes[0], shapes[1], variant, norm, epsilon)

@@ -8,9 +8,12 @@ is that of the process that failed first.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import socket
 import sys
+from typing import Any
 
 import torch
 from torch.distributed import run
@@ -75,6 +78,15 @@ def rendezvous(environment: dict[str, str]) -> list[str]:
     ]
 
 
+def _forward(number: int, frame: Any) -> None:
+    """Pass a signal on to the processes started; torchrun itself forwards SIGTERM and SIGINT alone."""
+    for thread in os.listdir("/proc/self/task"):
+        with open(f"/proc/self/task/{thread}/children") as file:
+            for child in file.read().split():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(child), number)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Start the processes and wait for them. Returns the exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -88,6 +100,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     # torchrun would set 1 and say so at length.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, _cores() // processes)))
+    os.environ["ADPE_LAUNCHER_PID"] = str(os.getpid())
+    signal.signal(signal.SIGUSR1, _forward)
     try:
         run.main([*options, *arguments[1:]])
     except ChildFailedError as error:

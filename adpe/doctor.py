@@ -186,9 +186,9 @@ def shadowing_path(name: str) -> str | None:
     spec = importlib.util.find_spec(name)
     if spec is None or spec.origin is None:
         return None
-    origin = Path(spec.origin).resolve()
+    folder = Path(spec.origin).resolve().parent
     entries = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
-    return next((entry for entry in entries if origin.is_relative_to(Path(entry).resolve())), None)
+    return next((entry for entry in entries if folder in (Path(entry).resolve(), Path(entry).resolve() / name)), None)
 
 
 def check_package(name: str, steps: dict[str, dict[str, Any]], provided: list[str]) -> Check:

@@ -146,11 +146,12 @@ class MaskedAutoencoder(nn.Module):
         table = encoder.position_table(grid, patches)
         positions, terms = table[:, 1:], [encoder.relative_term(grid)] * len(encoder.blocks)
         if self.mask_tokens == "encoder":
-            token = self.mask_token
+            token: Tensor | None = self.mask_token
             if self.adversary is not None:
                 token = self.adversary.mask_token(token)
                 positions = self.adversary.patch_positions(positions, mask.hidden, grid)
                 terms = self.adversary.relative_terms("encoder", terms, mask.hidden)
+            assert token is not None
             patches = torch.where(mask.hidden.unsqueeze(-1), token.to(patches.dtype), patches) + positions
         else:
             patches = mask.visible_of(patches + positions)
@@ -161,6 +162,7 @@ class MaskedAutoencoder(nn.Module):
         """Encoder tokens to decoder features of every patch, ``(B, L, D_dec)``."""
         x = self.decoder.embed(tokens)
         if self.mask_tokens == "decoder":
+            assert self.mask_token is not None
             patches = self.mask_token.to(x.dtype).expand(*mask.hidden.shape, -1)
             visible = mask.visible_indices.unsqueeze(-1).expand(-1, -1, x.shape[-1])
             x = torch.cat([x[:, :1], patches.scatter(1, visible, x[:, 1:])], dim=1)
@@ -190,7 +192,7 @@ class MaskedAutoencoder(nn.Module):
 
     @torch.no_grad()
     def reconstruct(self, images: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Prediction ``(B, L, p * p * 3)`` for every patch, in the units of the target, and the mask ``(B, L)``, 1 hidden."""
+        """Prediction ``(B, L, p * p * 3)`` of every patch in the target's units, and mask ``(B, L)``, 1 = hidden."""
         mask = self.random_mask(images, noise)
         features = self.decode(self.encode(images, mask), mask, self.encoder.patch_embed.grid(images))
         return self.decoder.pred(features), mask.hidden.float()

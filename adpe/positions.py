@@ -61,7 +61,7 @@ def grid_coordinates(h: int, w: int, dtype: torch.dtype, device: torch.device | 
 def sincos_table(h: int, w: int, dim: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """``(1, 1 + h * w, dim)`` fixed position table: a zero row for the class token, then the patches."""
     with torch.inference_mode(False):  # a table first needed in evaluation must serve training too
-        # MPS has no float64; everywhere else the code is rounded once, from float64.
+        # MPS has no float64; elsewhere the code is rounded once, from float64.
         exact = torch.float32 if device.type == "mps" else torch.float64
         code = sincos(grid_coordinates(h, w, exact, device), dim)
         return torch.cat([torch.zeros_like(code[:1]), code]).to(dtype).unsqueeze(0)
@@ -70,7 +70,8 @@ def sincos_table(h: int, w: int, dim: int, dtype: torch.dtype, device: torch.dev
 def piecewise_index(offset: Tensor) -> Tensor:
     """Continuous piecewise index of signed offsets (iRPE eq. 18), in ``[-BETA, BETA]``, differentiable.
 
-    Identity where ``|x| <= ALPHA``, else ``sign(x) * (ALPHA + log(|x| / ALPHA) / log(GAMMA / ALPHA) * (BETA - ALPHA))``.
+    Identity where ``|x| <= ALPHA``, else
+    ``sign(x) * (ALPHA + log(|x| / ALPHA) / log(GAMMA / ALPHA) * (BETA - ALPHA))``.
     """
     return _piecewise(offset, rounded=False)
 

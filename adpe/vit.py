@@ -160,7 +160,7 @@ class PatchEmbed(nn.Module):
         """
         height, width = images.shape[-2:]
         if height % self.patch_size or width % self.patch_size:
-            raise ValueError(f"Images of {height}x{width} pixels are not divisible by the patch size {self.patch_size}.")
+            raise ValueError(f"Images of {height}x{width} pixels are not divisible by patch_size={self.patch_size}.")
         return height // self.patch_size, width // self.patch_size
 
     def forward(self, images: Tensor) -> Tensor:
@@ -368,7 +368,7 @@ class VisionTransformer(nn.Module):
 
 
 def resample_pos_embed(pos_embed: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
-    """Learned positions ``(1, 1 + h * w, D)`` of grid `old` for grid `new`, as timm's ``resample_abs_pos_embed`` does."""
+    """Learned positions ``(1, 1 + h * w, D)`` of grid `old` for grid `new`, like timm's ``resample_abs_pos_embed``."""
     cls, patches = pos_embed[:, :1], pos_embed[:, 1:]
     image = patches.float().reshape(1, *old, -1).permute(0, 3, 1, 2)
     image = F.interpolate(image, size=new, mode="bicubic", antialias=True)

@@ -50,7 +50,7 @@ class Options:
     seeds: tuple[int, ...] = (0,)
     epochs: int | None = None
     iterations: int | None = None
-    scenes: tuple[int, int, int] = (400, 100, 1500)
+    scenes: tuple[int, int, int] = (600, 120, 2000)
     image_size: int | None = None
 
 
@@ -104,12 +104,12 @@ def _data(options: Options, work_dir: Path, console: Console) -> tuple[Path, lis
     """Data root, image sources of pretraining, and the data set's name."""
     if options.data_root is None:
         train, val, unlabelled = options.scenes
-        console.print(f"Writing {train} + {val} annotated and {unlabelled} unlabelled scenes (scanned digits over photographs)")
-        root = write_scenes(work_dir / "data", num_train=train, num_val=val, num_unlabelled=unlabelled)
+        console.print(f"Data: {train} + {val} annotated, {unlabelled} unlabelled scenes of digits over photographs")
+        root = write_scenes(work_dir / "data", num_train=train, num_val=val, num_unlabelled=unlabelled, size=64)
         return root, [str(root / "unlabelled"), *options.images], "embedded scenes"
     root = options.data_root.resolve()
     if not root.is_dir():
-        raise UserError(f"DATA_ROOT {root} does not exist: expected a folder with images/, annotations/ and instances_*.json.")
+        raise UserError(f"DATA_ROOT {root} does not exist: expected images/, annotations/, instances_*.json.")
     return root, [str(root / "images/training"), *options.images], root.name
 
 

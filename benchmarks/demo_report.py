@@ -12,11 +12,12 @@ from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 from rich.console import Console
-from torch import nn
 
 import adpe.engine  # noqa: F401  registers models and data sets
-from adpe.checkpoint import load_checkpoint
+from adpe.data.images import ImageSource
+from adpe.data.multicrop import MultiCrop, crop_generator
 from adpe.engine.records import read_records
+from adpe.visualize import draw_images, reconstruct, save_png
 from benchmarks.demo import write_text
 from benchmarks.leaderboard import build_leaderboard
 from benchmarks.page import Chart, Picture, Run, write_page
@@ -76,15 +77,16 @@ def _pictures(stages: Sequence[Stage], folder: Path, name: str) -> list[Picture]
     shown.append(Picture(_reconstruct(pretraining, stages[1], folder / "reconstructions.png"),
                          "Validation images, what the encoder saw of them, and what the decoder painted."))  # fmt: skip
     for task, draw in (("segmentation", _segment), ("detection", _detect)):
-        own = {stage.work_dir.name.rpartition("-")[2]: stage for stage in stages if stage.work_dir.name.startswith(task)}
+        own = {s.work_dir.name.rpartition("-")[2]: s for s in stages if s.work_dir.name.startswith(task)}
         curves = {f"{start} start": read_scalars(stage.work_dir)["loss"] for start, stage in own.items()}
         path = loss_curves(curves, folder / f"{task}-loss.png", title=f"{task.capitalize()}: training loss")
         shown.append(Picture(path, f"{task.capitalize()}: the same recipe from both starts."))
-        shown.append(Picture(draw(own, folder / f"{task}.png"), f"{task.capitalize()} of validation images beside the truth."))
+        caption = f"{task.capitalize()} of validation images beside the truth."
+        shown.append(Picture(draw(own, folder / f"{task}.png"), caption))
     return shown
 
 
-def _load(stage: Stage) -> tuple[Config, nn.Module]:
+def _load(stage: Stage) -> tuple[Config, Any]:
     """Config and trained model of a stage, in evaluation mode on the CPU."""
     cfg = Config.fromfile(stage.work_dir / Path(stage.config).name)
     init_default_scope(cfg.default_scope)
@@ -112,6 +114,22 @@ def _original(sample: Any) -> np.ndarray:
 
     with Image.open(sample.img_path) as image:
         return np.asarray(image.convert("RGB"))
+
+
+@torch.no_grad()
+def _reconstruct(pretraining: Stage, annotated: Stage, path: Path) -> Path:
+    """Reconstructions of validation images at the size that pretraining saw."""
+    cfg, model = _load(pretraining)
+    source = ImageSource(str(Path(annotated.options["data_root"]) / "images/validation"))
+    size = cfg.model.img_size
+    whole = MultiCrop(size=size, num_crops=1, scale=(1.0, 1.0), ratio=(1.0, 1.0), hflip=0.0)
+    step = max(1, len(source) // SHOWN)
+    chosen = [i * step for i in range(min(SHOWN, len(source)))]
+    images = torch.cat([whole(source.load(i)[0], crop_generator(0, 0, i)) for i in chosen])
+    patches = (size // model.model.encoder.patch_size) ** 2
+    noise = torch.rand(len(images), patches, generator=torch.Generator().manual_seed(0))
+    title = f"Reconstructions, {model.model.mask_ratio:.0%} of the patches hidden"
+    return save_png(draw_images(reconstruct(model.model, images, noise), title), path)
 
 
 def _same_size(arrays: list[np.ndarray]) -> tuple[int, int]:

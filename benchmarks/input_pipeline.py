@@ -104,7 +104,7 @@ def generate_images(folder: Path, count: int = 64) -> str:
         for cells in (4, 16, 64, 256):
             noise = Image.fromarray(generator.integers(0, 256, (cells, cells, 3), dtype=np.uint8))
             pixels += np.asarray(noise.resize((width, height), Image.Resampling.BICUBIC)) / cells**0.5
-        pixels *= 255 / pixels.max()
+        pixels = (pixels * 220 / pixels.max() + generator.normal(10, 8, pixels.shape)).clip(0, 255)
         Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{index:03d}.jpg", quality=92)
     return str(folder)
 

@@ -26,7 +26,9 @@ def piecewise(x: Tensor, rounded: bool) -> Tensor:
 def sincos(columns: Tensor, rows: Tensor, dim: int) -> Tensor:
     k = torch.arange(dim // 4, dtype=torch.float64)
     omega = 10000 ** (-k / (dim / 4))
-    halves = [torch.cat([torch.sin(c[..., None] * omega), torch.cos(c[..., None] * omega)], -1) for c in (columns, rows)]
+    halves = [
+        torch.cat([torch.sin(c[..., None] * omega), torch.cos(c[..., None] * omega)], -1) for c in (columns, rows)
+    ]
     return torch.cat(halves, -1)
 
 
@@ -87,7 +89,7 @@ def layer_norm(x: Tensor, state: Mapping[str, Tensor], name: str) -> Tensor:
 
 
 def patchify(images: Tensor, p: int) -> Tensor:
-    b, c, height, width = images.shape
+    b, _, height, width = images.shape
     return torch.stack([
         images[:, :, y : y + p, x : x + p].permute(0, 2, 3, 1).reshape(b, -1)
         for y in range(0, height, p) for x in range(0, width, p)

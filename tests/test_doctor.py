@@ -71,6 +71,15 @@ def test_what_follows_from_a_broken_package_points_at_it():
     assert (check.status, check.remedy) == ("fault", "mend mmcv first, which mmseg imports.")
 
 
+def test_only_an_entry_of_pythonpath_itself_hides_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    packages = shadow(tmp_path / "site-packages", "hidden_by_nothing", "")
+    monkeypatch.syspath_prepend(packages)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert doctor.shadowing_path("hidden_by_nothing") is None
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{packages}")
+    assert doctor.shadowing_path("hidden_by_nothing") == str(packages)
+
+
 def test_disk_is_judged_where_the_folder_will_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     check = doctor.check_disk("disk", tmp_path / "not/yet/there")
     assert check.detail.endswith(f" GB free in {tmp_path}")

@@ -39,7 +39,9 @@ def test_line():
 
 
 def test_numbers_that_do_not_divide_name_those_that_do():
-    with pytest.raises(UserError, match=r"4096 images cannot be shared equally by 3 processes.* 1, 2, 4, 8 .*4095 or 4098"):
+    with pytest.raises(
+        UserError, match=r"4096 images cannot be shared equally by 3 processes.* 1, 2, 4, 8 .*4095 or 4098"
+    ):
         divide(4096, 3, 128)
     with pytest.raises(UserError, match=r"4 images cannot be shared equally by 8 processes: start 1, 2, 4 "):
         divide(4, 8, 128)

@@ -26,7 +26,9 @@ def test_nan_loss_stops_with_iteration_rates_images_and_the_batch(tmp_path, caps
     iteration = int(saved[0].stem.rpartition("_")[2])
     # The hook that notes what was seen comes after the guard, so the last line is the iteration before.
     assert len(seen) == iteration - 1
-    assert error.startswith(f"error: the loss is not finite at iteration {iteration}: loss = nan. Learning rates: lr 0.0")
+    assert error.startswith(
+        f"error: the loss is not finite at iteration {iteration}: loss = nan. Learning rates: lr 0.0"
+    )
     assert "images/015.jpg" in error and str(saved[0]) in error
     batch = torch.load(saved[0], weights_only=True)
     assert batch["iter"] == iteration and "images/015.jpg" in batch["img_path"]

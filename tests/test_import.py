@@ -43,7 +43,9 @@ print([name for name in {HEAVY!r} if name in sys.modules])
 
 def test_torch_is_enough_to_train_and_to_read() -> None:
     """Everything optional is absent: the model runs, and what needs a package says which in one sentence."""
-    out = python(WITHOUT.format(packages=set(HEAVY)) + """
+    out = python(
+        WITHOUT.format(packages=set(HEAVY))
+        + """
 import adpe, torch, os, tempfile
 model = adpe.create_model("adpe_vit_tiny_patch4", img_size=16, depth=1, decoder_depth=1, adversary="coordinate")
 model(torch.zeros(2, 3, 16, 16)).backward()
@@ -51,12 +53,18 @@ path = os.path.join(tempfile.mkdtemp(), "model.pth")
 torch.save(model.state_dict(), path)
 print(adpe.load_checkpoint(model, path, verbose=False).coverage)
 from adpe.errors import UserError, require
-for call in (adpe.register_with_timm, lambda: adpe.save_checkpoint({}, path), lambda: require("mmseg", "requirements/mm.txt")):
+calls = [
+    adpe.register_with_timm,
+    lambda: adpe.save_checkpoint({}, path),
+    lambda: require("mmseg", "requirements/mm.txt"),
+]
+for call in calls:
     try:
         call()
     except UserError as error:
         print(error)
-""")
+"""
+    )
     sentence = "{} is not installed: run `make setup`, or `pip install -r requirements/{}.txt`."
     assert out.splitlines() == [
         "100.0",

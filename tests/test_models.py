@@ -15,8 +15,8 @@ def count(module: torch.nn.Module) -> int:
 
 # By hand: patches 3 p^2 D + D, class token D, blocks (12 D^2 + 13 D) each, final norm 2 D.
 ENCODERS = {
-    "adpe_vit_tiny_patch16": 5_486_784,
-    "adpe_vit_small_patch16": 21_589_632,
+    "adpe_vit_tiny_patch16": 5_486_592,
+    "adpe_vit_small_patch16": 21_590_016,
     "adpe_vit_base_patch16": 85_647_360,
     "adpe_vit_large_patch16": 303_099_904,
     "adpe_vit_huge_patch14": 630_435_840,

@@ -132,5 +132,7 @@ def test_tables_made_under_autocast_serve_float32() -> None:
     positions_before = F.normalize(q, dim=-1) @ table
     with torch.autocast("cpu", dtype=torch.bfloat16):
         relative_logits(positions_before, (5, 6), True)
-    expected = torch.einsum("bhid,dij->bhij", F.normalize(q, dim=-1).double(), relative_rows(table.double(), (5, 6), True))
+    expected = torch.einsum(
+        "bhid,dij->bhij", F.normalize(q, dim=-1).double(), relative_rows(table.double(), (5, 6), True)
+    )
     torch.testing.assert_close(relative_logits(positions_before, (5, 6), True).double(), expected, rtol=0, atol=1e-5)

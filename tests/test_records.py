@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import subprocess
-import sys
+import multiprocessing
 
 import pytest
 import tiny_training
@@ -59,16 +58,19 @@ def test_invalid_records_are_not_written(tmp_path):
     assert record_fault(record(seed=True)) == "seed is True, which is not of the expected type"
 
 
+def write(path, name):
+    for number in range(50):
+        append_record(path, record(run=f"{name}-{number}", dataset="x" * 20000))
+
+
 def test_concurrent_writers_lose_and_mix_nothing(tmp_path):
-    code = (
-        "import sys; from test_records import record, append_record\n"
-        "for i in range(50): append_record(sys.argv[1], record(run=f'{sys.argv[2]}-{i}', dataset='x' * 20000))"
-    )
     path = tmp_path / "records.jsonl"
-    writers = [
-        subprocess.Popen([sys.executable, "-c", code, str(path), str(n)], env=tiny_training.environment()) for n in range(2)
-    ]
-    assert [writer.wait(60) for writer in writers] == [0, 0]
+    processes = [multiprocessing.get_context("fork").Process(target=write, args=(path, name)) for name in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0]
     records, faults = read_records(path)
     assert faults == []
     assert sorted(one["run"] for one in records) == sorted(f"{n}-{i}" for n in range(2) for i in range(50))

@@ -52,7 +52,9 @@ class TinyDataset:
 class TinyModel(BaseModel):
     """Linear regression with dropout and a random target, so that training draws random numbers."""
 
-    def __init__(self, random_target: float = 0.1, dropout: float = 0.1, norm_cfg: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, random_target: float = 0.1, dropout: float = 0.1, norm_cfg: dict[str, Any] | None = None
+    ) -> None:
         super().__init__()
         self.linear = nn.Linear(4, 3)
         self.dropout = nn.Dropout(dropout)
@@ -84,20 +86,22 @@ class KillHook(Hook):
 
     priority = "NORMAL"
 
-    def __init__(self, at: int, number: int = signal.SIGKILL, rank: int = 0) -> None:
-        self.at, self.number, self.rank = at, number, rank
+    def __init__(self, at: int, number: int = signal.SIGKILL, rank: int = 0, parent: bool = False) -> None:
+        self.at, self.number, self.rank, self.parent = at, number, rank, parent
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        names = data_batch["data_samples"]["img_path"] if isinstance(data_batch["data_samples"], dict) else [
-            sample["img_path"] for sample in data_batch["data_samples"]
-        ]
+        names = (
+            data_batch["data_samples"]["img_path"]
+            if isinstance(data_batch["data_samples"], dict)
+            else [sample["img_path"] for sample in data_batch["data_samples"]]
+        )
         first = float(data_batch["inputs"][0][0])
         with open(Path(runner.work_dir, f"seen.txt.{runner.rank}"), "a") as file:
             file.write(f"{runner.iter + 1} {first!r} {' '.join(names)}\n")
         flag = Path(runner.work_dir, "killed")
         if runner.iter + 1 == self.at and runner.rank == self.rank and not flag.exists():
             flag.touch()
-            os.kill(os.getpid(), self.number)
+            os.kill(os.getppid() if self.parent else os.getpid(), self.number)
 
     def after_train(self, runner: Any) -> None:
         model = getattr(runner.model, "module", runner.model)
@@ -152,7 +156,7 @@ def environment() -> dict[str, str]:
             "PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": "", "PORT": "", "NNODES": ""}  # fmt: skip
 
 
-def run(*arguments: object, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+def run(*arguments: object, timeout: float = 300) -> subprocess.CompletedProcess[str]:
     """Run a script of tools/ in a process of its own."""
     script, *rest = map(str, arguments)
     command = [sys.executable] if script.endswith(".py") else ["bash"]

@@ -83,7 +83,9 @@ def build(requirement: str, kind: str, target: Path) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with tempfile.TemporaryDirectory(prefix=".build-", dir=target.parent, ignore_cleanup_errors=True) as folder:
         environment = {**os.environ, "CFLAGS": precompile_header(Path(folder)), "MAX_JOBS": str(compile_jobs())}
-        environment |= {"MMCV_WITH_OPS": "1", "TMPDIR": folder}
+        # Without ninja, which lies beside the interpreter, torch compiles one file at a time.
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        environment |= {"MMCV_WITH_OPS": "1", "TMPDIR": folder, "PATH": path}
         if kind == "cpu":
             # mmcv's build takes any visible GPU for a wish to compile CUDA code.
             environment |= {"CUDA_VISIBLE_DEVICES": "", "FORCE_CUDA": "0"}

@@ -13,6 +13,7 @@ from adpe.errors import UserError
 
 
 def main() -> int:
+    """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--data-root", type=Path, help="annotated data in ADE20K's layout (images/, annotations/, each "
                         "with training/ and validation/) with COCO's instances_{training,validation}.json; default: "
@@ -23,8 +24,8 @@ def main() -> int:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="one repetition of the whole chain each")
     parser.add_argument("--epochs", type=int, help="of pretraining; the config's own if absent")
     parser.add_argument("--iterations", type=int, help="of each fine-tuning; the configs' own if absent")
-    parser.add_argument("--image-size", type=int, help="short side of annotated images in pixels; the configs' own if absent")
-    parser.add_argument("--scenes", nargs=3, type=int, default=[400, 100, 1500], metavar=("TRAIN", "VAL", "UNLABELLED"),
+    parser.add_argument("--image-size", type=int, help="short side of annotated images in pixels; default: 64")
+    parser.add_argument("--scenes", nargs=3, type=int, default=[600, 120, 2000], metavar=("TRAIN", "VAL", "UNLABELLED"),
                         help="number of embedded scenes")  # fmt: skip
     args = parser.parse_args()
     from benchmarks.demo import Options, run_demo

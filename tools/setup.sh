@@ -169,6 +169,8 @@ run_stage() {
 make_venv() {
   find "$venv" -mindepth 1 -maxdepth 1 ! -name .adpe -exec rm -rf {} +
   "$python" -m venv "$venv"
+  # Neither git nor the linters look into it, whatever its name is.
+  echo '*' >"$venv/.gitignore"
 }
 
 pip_install() { "$venv/bin/python" -m pip install "$@"; }
@@ -183,7 +185,7 @@ install_mm() {
   pip_install --no-deps --no-build-isolation -r "$state/mm.txt"
 }
 
-build_mmcv() { PATH="$venv/bin:$PATH" "$venv/bin/python" "$repo/tools/build_mmcv.py"; }
+build_mmcv() { "$venv/bin/python" "$repo/tools/build_mmcv.py"; }
 
 install_package() {
   pip_install --no-deps -r "$requirements/tests.txt"

@@ -35,9 +35,9 @@ TRAINING_PHOTOGRAPHS = (
 )
 VALIDATION_PHOTOGRAPHS = ("cell.png", "chelsea.png", "coins.png", "flower.jpg", "gravel.png", "retina.jpg")
 VALIDATION_FRACTION = 0.2  # of the digits
-DIGITS_PER_SCENE = (2, 5)
+DIGITS_PER_SCENE = (2, 4)
 # Enlargement of the 8x8 scans in scenes of 96 pixels; it grows with the size of the scenes.
-SCALE = (2.25, 5.0)
+SCALE = (4.0, 7.0)
 MAX_ANGLE = 15.0  # degrees
 OPACITY = (0.8, 1.0)
 MIN_VISIBLE_FRACTION = 0.75
@@ -117,7 +117,7 @@ def _compose(
         needed = [max(MIN_VISIBLE_PIXELS, MIN_VISIBLE_FRACTION * area) for area in [*pixels, int(mask.sum())]]
         if any(seen < least for seen, least in zip(visible, needed, strict=True)):
             continue
-        colour = _contrasting_colour(rng, image[mask])
+        colour = _bright_colour(rng)
         opacity = (alpha * rng.uniform(*OPACITY))[..., None]
         image = opacity * colour + (1 - opacity) * image
         instances = candidate
@@ -137,7 +137,7 @@ def _compose(
 
 
 def _crop(rng: np.random.Generator, photograph: Image.Image, size: int) -> tuple[NDArray[np.float64], list[int]]:
-    """A random square of a photograph, perhaps mirrored and tinted: (size, size, 3) in 0..1, and its box in pixels."""
+    """A random square of a photograph, dimmed, tinted, perhaps mirrored: (size, size, 3) in 0..1; its box in pixels."""
     shorter = min(photograph.size)
     side = int(rng.integers(shorter // 4, shorter + 1))
     left = int(rng.integers(photograph.width - side + 1))
@@ -147,7 +147,7 @@ def _crop(rng: np.random.Generator, photograph: Image.Image, size: int) -> tuple
     image = np.asarray(resized, dtype=np.float64) / 255
     if rng.random() < 0.5:
         image = image[:, ::-1]
-    return np.clip(image * rng.uniform(0.6, 1.25, size=3), 0, 1), box
+    return image * rng.uniform(0.25, 0.55, size=3), box
 
 
 def _render(
@@ -167,13 +167,11 @@ def _render(
     return np.clip((np.asarray(turned) / 255 - 0.2) / 0.35, 0, 1)
 
 
-def _contrasting_colour(rng: np.random.Generator, behind: NDArray[np.float64]) -> NDArray[np.float64]:
-    """A random RGB colour in 0..1 that can be told from the pixels behind it, (P, 3), by its luminance."""
-    luminance = behind @ LUMINANCE
-    needed = min(0.35, 0.2 + 0.5 * float(luminance.std()))
+def _bright_colour(rng: np.random.Generator) -> NDArray[np.float64]:
+    """A random RGB colour in 0..1 that is brighter than any dimmed photograph."""
     while True:
         colour = rng.random(3)
-        if abs(float(colour @ LUMINANCE) - float(luminance.mean())) >= needed:
+        if colour @ LUMINANCE >= 0.65:
             return colour
 
 

@@ -69,7 +69,7 @@ class AdPEViT(VisionTransformer, BaseModule):
         print_log(str(report), logger="current")
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
-        """``(B, 3, H, W)`` normalised images to one map ``(B, D, ceil(H / p), ceil(W / p))`` for each of `out_indices`."""
+        """``(B, 3, H, W)`` normalised images to a map ``(B, D, ceil(H / p), ceil(W / p))`` a block."""
         height, width = images.shape[-2:]
         images = F.pad(images, (0, -width % self.patch_size, 0, -height % self.patch_size))
         maps = self.forward_intermediates(images, indices=self.out_indices, stop_early=True, intermediates_only=True)

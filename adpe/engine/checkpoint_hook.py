@@ -23,6 +23,7 @@ from mmengine.registry import HOOKS
 
 from adpe.engine.reproducible import random_state
 from adpe.errors import UserError
+from adpe.files import atomic_write
 
 # Exit status of a run that was told to stop (SIGTERM, SIGUSR1), saved a checkpoint and can be resumed.
 EXIT_PREEMPTED = 85
@@ -40,18 +41,6 @@ _DATA_TYPES: list[Any] = [
         for core in ("core", "_core")
     ),
 ]
-
-
-def replace_file(temporary: str | Path, path: str | Path) -> None:
-    """Rename the complete file `temporary` to `path` so that after a crash `path` is the old or the new, whole."""
-    with open(temporary, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    directory = os.open(Path(path).parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
 
 
 def plain(value: Any, name: str = "checkpoint") -> Any:
@@ -173,6 +162,9 @@ class AdPECheckpointHook(CheckpointHook):
 
     def before_train(self, runner: Any) -> None:
         super().before_train(runner)
+        if is_main_process():
+            for left in Path(self.out_dir).glob(".*.pth.*.tmp"):  # by a run killed while it was saving
+                left.unlink()
         for number in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, self._remember)
 
@@ -234,10 +226,8 @@ class AdPECheckpointHook(CheckpointHook):
 
     def _point_to(self, runner: Any, path: str) -> None:
         if is_main_process():
-            pointer = Path(runner.work_dir, "last_checkpoint")
-            temporary = pointer.with_suffix(".partial")
-            temporary.write_text(path)
-            replace_file(temporary, pointer)
+            with atomic_write(Path(runner.work_dir, "last_checkpoint")) as pointer:
+                pointer.write_text(path)
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
         """Add the random state and reduce everything to plain types; the last hook to see the checkpoint."""

@@ -134,7 +134,7 @@ def _check_option(cfg: dict[str, Any], option: str) -> None:
             node = node[key]
         else:
             siblings = list(node) if isinstance(node, dict) else []
-            known = [*siblings, *_TOP_LEVEL] if depth == 0 else siblings
+            known = {*siblings, *_TOP_LEVEL} if depth == 0 else siblings
             near = difflib.get_close_matches(key, known, 3, 0.7)
             # A new argument of a known component is allowed; the component refuses one it does not have.
             if isinstance(node, dict) and last and (key in _TOP_LEVEL if depth == 0 else not near):

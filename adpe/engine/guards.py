@@ -13,8 +13,8 @@ from mmengine.hooks import Hook, LoggerHook, RuntimeInfoHook
 from mmengine.registry import HOOKS
 from mmengine.structures import BaseDataElement
 
-from adpe.engine.checkpoint_hook import replace_file
 from adpe.errors import UserError
+from adpe.files import atomic_write
 
 
 class NonFiniteLossError(UserError):
@@ -81,10 +81,9 @@ class AdPEFiniteLossHook(Hook):
     def _stop(self, runner: Any, check: _Check) -> None:
         rank = f"_rank_{runner.rank}" if runner.world_size > 1 else ""
         path = Path(runner.work_dir, f"nonfinite_iter_{check.iteration}{rank}.pt")
-        temporary = path.with_suffix(".partial")
         paths = list(_image_paths(check.data_batch))
-        torch.save({"batch": _plain_batch(check.data_batch), "img_path": paths, "iter": check.iteration}, temporary)
-        replace_file(temporary, path)
+        with atomic_write(path) as temporary:
+            torch.save({"batch": _plain_batch(check.data_batch), "img_path": paths, "iter": check.iteration}, temporary)
         losses = ", ".join(f"{name} = {value.mean().item():g}" for name, value in check.losses.items())
         rates = ", ".join(f"{name} {'/'.join(f'{v:g}' for v in sorted(set(lrs)))}" for name, lrs in check.lr.items())
         images = ", ".join(paths[:8]) + (f" and {len(paths) - 8} more" if len(paths) > 8 else "")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
 import datetime
 import json
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -16,13 +18,16 @@ import torch
 from mmengine.config import Config, ConfigDict, DictAction
 
 from adpe.engine import amp, guards  # noqa: F401  registers with mmengine
-from adpe.engine.checkpoint_hook import EXIT_PREEMPTED, latest_checkpoint, read_training_checkpoint, replace_file
+from adpe.engine.checkpoint_hook import EXIT_PREEMPTED, latest_checkpoint, read_training_checkpoint
 from adpe.engine.config import check_files, mistake_in_config, read_config
 from adpe.engine.effective_batch import apply_effective_batch
 from adpe.engine.records import config_sha256
 from adpe.engine.reproducible import make_reproducible
 from adpe.engine.runner import AdPERunner
 from adpe.errors import UserError
+from adpe.files import atomic_write
+
+_PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 
 def train_main(arguments: list[str] | None = None) -> int:
@@ -87,10 +92,21 @@ def _tell(error: UserError, launcher: str) -> int:
     return 2
 
 
+def _say(line: str) -> None:
+    """Print a line once, before the Runner and its logger are there."""
+    if os.environ.get("RANK", "0") == "0":
+        print(line, flush=True)
+
+
 def _init_processes(launcher: str) -> None:
     """Join the other processes over gloo where there is no GPU; with GPUs mmengine joins them over nccl."""
     if launcher == "none":
         return
+    if "ADPE_LAUNCHER_PID" in os.environ:
+        # Killed outright, the launcher cannot end its processes: the kernel does.
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != int(os.environ["ADPE_LAUNCHER_PID"]):
+            raise UserError("the launcher that started this process is gone.")
     if launcher == "slurm":
         names = {"RANK": "SLURM_PROCID", "LOCAL_RANK": "SLURM_LOCALID", "WORLD_SIZE": "SLURM_NTASKS"}
         for name, source in names.items():
@@ -123,13 +139,13 @@ def train(args: argparse.Namespace) -> AdPERunner:
         # cuBLAS asks for this before its first use.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     _set_precision(cfg, args.amp)
+    source = Config(cfg.to_dict(), filename=str(cfg.filename))
     seed = _find_resumed(cfg, args.resume)
     if seed is not None and seed != cfg.randomness.seed:
         # The order of the data and the crops follow from it, and whatever else the config computes from it.
-        print(f"resuming with the checkpoint's seed {seed} instead of {cfg.randomness.seed}")
+        _say(f"resuming with the checkpoint's seed {seed} instead of {cfg.randomness.seed}")
         args.seed = seed
         return train(args)
-    source = Config(cfg.to_dict(), filename=str(cfg.filename))
     if cfg.get("record"):
         cfg.record.update(config=str(cfg.filename), config_sha256=config_sha256(source))
 
@@ -171,10 +187,8 @@ def test(args: argparse.Namespace) -> dict[str, float]:
     runner.strict_load = True
     metrics = runner.test()
     if args.out and args.out.endswith(".json") and runner.rank == 0:
-        temporary = Path(args.out + ".partial")
-        temporary.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps({name: float(value) for name, value in metrics.items()}, indent=1) + "\n")
-        replace_file(temporary, args.out)
+        with atomic_write(args.out) as temporary:
+            temporary.write_text(json.dumps({name: float(value) for name, value in metrics.items()}, indent=1) + "\n")
     return metrics
 
 
@@ -212,7 +226,7 @@ def _find_resumed(cfg: Config, resume: str | None) -> int | None:
     if resume == "auto":
         found = latest_checkpoint(cfg.work_dir)
         if found is None:
-            print(f"{cfg.work_dir} holds no checkpoint to resume from: starting at the beginning.")
+            _say(f"{cfg.work_dir} holds no checkpoint to resume from: starting at the beginning.")
             cfg.resume = False
             return None
         path, meta = found
@@ -229,7 +243,7 @@ def _fit_to_device(cfg: Config, launcher: str) -> None:
     if launcher == "none" or not torch.cuda.is_available():
         count = _replace_sync_bn(cfg.model)
         if count:
-            print(f"SyncBN needs several GPUs: {count} norm_cfg of the model use BN instead")
+            _say(f"SyncBN needs several GPUs: {count} norm_cfg of the model use BN instead")
     if launcher != "none" and not torch.cuda.is_available():
         wrapper = cfg.get("model_wrapper_cfg") or {
             "type": "MMDistributedDataParallel",

@@ -7,6 +7,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMIZERS
 from torch import nn
 
+from adpe.mae import MaskedAutoencoder
 from adpe.optim import parameter_groups
 
 
@@ -25,7 +26,8 @@ class AdversarialOptimWrapperConstructor:
         self.paramwise_cfg = dict(paramwise_cfg or {})
 
     def __call__(self, model: nn.Module) -> OptimWrapper:
-        autoencoder = (model.module if is_model_wrapper(model) else model).model
+        unwrapped = model.module if is_model_wrapper(model) else model
+        autoencoder: MaskedAutoencoder = unwrapped.model  # type: ignore[union-attr, assignment]
         lr = self.optimizer_cfg["lr"]
         adversary_lr = self.paramwise_cfg.get("adversary_lr", lr)
         weight_decay = self.optimizer_cfg.get("weight_decay", 0.0)

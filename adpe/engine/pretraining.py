@@ -74,7 +74,7 @@ class AdPEPretraining(BaseModel):
 
 @HOOKS.register_module()
 class AdPEExportHook(Hook):
-    """Writes the encoder alone to ``<work_dir>/encoder.safetensors`` when pretraining is over: what transfer starts from.
+    """Writes the encoder alone to ``<work_dir>/encoder.safetensors`` at the end of pretraining: transfer starts there.
 
     Neither mask token nor adversary nor decoder is in it.
     """

@@ -159,7 +159,10 @@ class AdPERecordHook(Hook):
         self.validation_started = time.time()
 
     def after_val_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
-        self.metrics = {k: float(v) for k, v in (metrics or {}).items() if isinstance(v, (int, float)) or _scalar(v)}
+        numbers = {k: float(v) for k, v in (metrics or {}).items() if isinstance(v, (int, float)) or _scalar(v)}
+        # mmdet's metrics carry the metric's name, as in coco/bbox_mAP.
+        short = {name.rpartition("/")[2]: value for name, value in numbers.items()}
+        self.metrics = short if len(short) == len(numbers) else numbers
         self.validated_at = runner.iter
         self.validating += time.time() - self.validation_started
 

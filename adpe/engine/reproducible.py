@@ -246,7 +246,9 @@ def make_reproducible(cfg: Config, seed: int, accumulation: int) -> None:
         drop_last=loader.pop("drop_last", False),
         accumulation=accumulation,
     )
-    loader.setdefault("worker_init_fn", ConfigDict(type="adpe_worker_init"))
+    for each in (loader, cfg.get("val_dataloader")):
+        if each is not None:
+            each.setdefault("worker_init_fn", ConfigDict(type="adpe_worker_init"))
     cfg.custom_hooks = [*(cfg.get("custom_hooks") or []), {"type": "AdPESeedHook"}]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,10 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from torch import nn
 
-from adpe.engine.checkpoint_hook import read_training_checkpoint, replace_file
+from adpe.engine.checkpoint_hook import read_training_checkpoint
 from adpe.engine.reproducible import position, set_random_state
 from adpe.errors import UserError
+from adpe.files import atomic_write
 
 
 @RUNNERS.register_module()
@@ -30,21 +30,19 @@ class AdPERunner(Runner):
     _random_state: dict[str, Any] | None = None
 
     def save_checkpoint(self, out_dir: str, filename: str, *args: Any, **kwargs: Any) -> None:
-        """Save as mmengine does, but to a temporary file that replaces `filename` when it is whole.
+        """Save as mmengine does, but to a temporary file that replaces `filename` once it is verified readable.
 
         Raises:
             UserError: if the disk is full or not writable; files that were there are as before.
         """
-        temporary, path = Path(out_dir, f"{filename}.partial"), Path(out_dir, filename)
+        if not is_main_process():
+            return
+        path = Path(out_dir, filename)
         try:
-            super().save_checkpoint(out_dir, temporary.name, *args, **kwargs)
-            if is_main_process():
-                with open(temporary, "rb") as file:
-                    os.fsync(file.fileno())
+            with atomic_write(path) as temporary:
+                super().save_checkpoint(out_dir, temporary.name, *args, **kwargs)
                 read_training_checkpoint(temporary)
-                replace_file(temporary, path)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
             raise UserError(
                 f"checkpoint {path} could not be saved: {error}. Earlier checkpoints are intact; make room and go on "
                 "with --resume."
@@ -96,6 +94,9 @@ class AdPERunner(Runner):
         self._random_state = checkpoint.get("random_state")
         self.logger.info(f"Load checkpoint from {filename}")
         return checkpoint
+
+    def dump_config(self) -> None:
+        """Nothing: the launcher writes the config as it was before it was fitted to processes and device."""
 
     def resume(self, filename: str, *args: Any, **kwargs: Any) -> None:
         """Resume from a training checkpoint of ours or mmengine's: all states and the position in the data."""

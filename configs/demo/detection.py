@@ -11,10 +11,11 @@ _base_ = ["../_base_/runtime.py", "../_base_/demo_encoder.py"]
 default_scope = "mmdet"
 custom_imports = dict(imports=["adpe.engine", "adpe.data.detection"], allow_failed_imports=False)
 num_classes = 10
-image_size = 96
+image_size = 64
+crop_size = 64
 max_iters = 300
-lr = 5e-4
-channels = 64
+lr = 1e-3
+channels = 32
 strides = [4, 8, 16]
 model = dict(
     type="MaskRCNN",
@@ -27,7 +28,9 @@ model = dict(
         pad_size_divisor=16,
     ),
     backbone=dict(type="AdPEViT", out_indices=(3,), final_norm=True, init_cfg=_base_.initialisation, **_base_.encoder),
-    neck=dict(type="AdPESimpleFeaturePyramid", in_channels=128, out_channels=channels, scales=(2.0, 1.0, 0.5), num_outs=3),
+    neck=dict(
+        type="AdPESimpleFeaturePyramid", in_channels=128, out_channels=channels, scales=(2.0, 1.0, 0.5), num_outs=3
+    ),
     rpn_head=dict(
         type="RPNHead",
         in_channels=channels,
@@ -83,7 +86,7 @@ model = dict(
         ),
         rpn_proposal=dict(nms_pre=500, max_per_img=200, nms=dict(type="nms", iou_threshold=0.7), min_bbox_size=0),
         rcnn=dict(
-            assigner=dict(type="MaxIoUAssigner", pos_iou_thr=0.5, neg_iou_thr=0.5, min_pos_iou=0.5, match_low_quality=True),
+            assigner=dict(type="MaxIoUAssigner", pos_iou_thr=0.5, neg_iou_thr=0.5, min_pos_iou=0.5),
             sampler=dict(type="RandomSampler", num=64, pos_fraction=0.25, add_gt_as_proposals=True),
             mask_size=28,
             pos_weight=-1,
@@ -99,7 +102,7 @@ train_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="LoadAnnotations", with_bbox=True, with_mask=True),
     dict(type="RandomResize", scale=(4 * image_size, image_size), ratio_range=(0.75, 1.5), keep_ratio=True),
-    dict(type="RandomCrop", crop_size=(image_size, image_size), allow_negative_crop=True),
+    dict(type="RandomCrop", crop_size=(crop_size, crop_size), allow_negative_crop=True),
     dict(type="PhotoMetricDistortion"),
     dict(type="PackDetInputs"),
 ]

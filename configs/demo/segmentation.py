@@ -11,9 +11,10 @@ _base_ = ["../_base_/runtime.py", "../_base_/demo_encoder.py"]
 default_scope = "mmseg"
 custom_imports = dict(imports=["adpe.engine", "adpe.data.segmentation"], allow_failed_imports=False)
 num_classes = 11
-crop_size = 96
-max_iters = 300
-lr = 5e-4
+image_size = 64
+crop_size = 64
+max_iters = 500
+lr = 1e-3
 width = 128
 norm_cfg = dict(type="BN")
 model = dict(
@@ -35,7 +36,7 @@ model = dict(
         in_channels=[width] * 4,
         in_index=[0, 1, 2, 3],
         pool_scales=(1, 2, 3, 6),
-        channels=64,
+        channels=32,
         dropout_ratio=0.1,
         num_classes=num_classes,
         norm_cfg=norm_cfg,
@@ -46,7 +47,7 @@ model = dict(
         type="FCNHead",
         in_channels=width,
         in_index=2,
-        channels=64,
+        channels=32,
         num_convs=1,
         concat_input=False,
         dropout_ratio=0.1,
@@ -61,14 +62,14 @@ model = dict(
 train_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="LoadAnnotations", reduce_zero_label=True),
-    dict(type="RandomResize", scale=(4 * crop_size, crop_size), ratio_range=(0.75, 1.5), keep_ratio=True),
+    dict(type="RandomResize", scale=(4 * image_size, image_size), ratio_range=(0.75, 1.5), keep_ratio=True),
     dict(type="RandomCrop", crop_size=(crop_size, crop_size), cat_max_ratio=0.95),
     dict(type="PhotoMetricDistortion"),
     dict(type="PackSegInputs"),
 ]
 test_pipeline = [
     dict(type="LoadImageFromFile"),
-    dict(type="Resize", scale=(4 * crop_size, crop_size), keep_ratio=True),
+    dict(type="Resize", scale=(4 * image_size, image_size), keep_ratio=True),
     dict(type="LoadAnnotations", reduce_zero_label=True),
     dict(type="PackSegInputs"),
 ]

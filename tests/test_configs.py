@@ -1,0 +1,113 @@
+"""Every config loads, builds its model at full size, has no dead keys, and says what it is and how it is run."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("mmseg")
+pytest.importorskip("mmdet")
+from built_configs import ADE20K, CASCADE, COCO, CONFIGS, EPOCH_LENGTH, ROOT, config, meta_model, schedule
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import DefaultScope
+from mmengine.runner import Runner
+
+# Keys of the launcher and its hooks beside mmengine's Runner.
+LAUNCHER = {"custom_imports", "effective_batch", "record", "record_file"}
+
+
+def sources(path: Path) -> Iterator[ast.Module]:
+    """Syntax trees of a config and its bases."""
+    tree = ast.parse(path.read_text())
+    yield tree
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "_base_":
+            bases = ast.literal_eval(node.value)
+            for base in [bases] if isinstance(bases, str) else bases:
+                yield from sources((path.parent / base).resolve())
+
+
+def test_the_configs_are_there() -> None:
+    """So that the tests below cannot pass on nothing."""
+    assert len(CONFIGS) >= 50
+    assert {
+        "configs/ade20k_upernet_vitb.py", "configs/ade20k_upernet_vitl.py", "configs/coco_maskrcnn_vitb.py",
+        "configs/coco_maskrcnn_vitl.py", "configs/coco_cascade_maskrcnn_vitb.py", "configs/coco_maskrcnn_vitb_adpe.py",
+        "configs/coco_cascade_maskrcnn_vitl.py", "configs/coco_cascade_maskrcnn_vitb_adpe.py",
+    } <= set(CONFIGS)  # fmt: skip
+    assert (len(COCO), len(CASCADE)) == (6, 3)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_docstring(name: str) -> None:
+    """What it reproduces, the cost, and a command that runs this very config with a script that is there."""
+    text = ast.get_docstring(ast.parse((ROOT / name).read_text()))
+    assert text is not None
+    for field in ("Reproduces: ", "Cost: ", "Command: "):
+        assert field in text, field
+    command = re.search(r"^Command: (.*)$", text, re.MULTILINE)
+    assert command is not None
+    script = re.search(r"tools/\w+\.(py|sh)", command[1])
+    assert script is not None
+    assert (ROOT / script[0]).is_file()
+    assert name in command[1].split()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_no_dead_keys(name: str) -> None:
+    """Every top-level key is the Runner's, the launcher's, or a variable that the config or a base computes with."""
+    trees = list(sources(ROOT / name))
+    used = {n.id for tree in trees for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
+    used |= {n.attr for tree in trees for n in ast.walk(tree) if isinstance(n, ast.Attribute)}
+    known = {*inspect.signature(Runner.__init__).parameters, *LAUNCHER, *used}
+    assert set(config(name)) - known == set()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_builds_at_full_size(name: str) -> None:
+    """The model; every parameter in its optimizer once; nothing of pretraining left in a transferred encoder."""
+    cfg, model = config(name), meta_model(name)
+    cfg.optim_wrapper.optimizer.pop("fused", None)  # not for parameters without memory
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        groups = build_optim_wrapper(model, cfg.optim_wrapper).optimizer.param_groups
+    optimized = [id(parameter) for group in groups for parameter in group["params"]]
+    assert len(optimized) == len(set(optimized))
+    assert set(optimized) == {id(parameter) for parameter in model.parameters()}
+    if cfg.default_scope != "mmengine":
+        assert not [n for n, _ in model.backbone.named_parameters() if re.search("mask_token|adversary|decoder", n)]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_schedule_ends_where_training_ends(name: str) -> None:
+    """The learning rate rises to the full one, is above 0 at half of the training, and at its minimum at the end."""
+    cfg = config(name)
+    length = cfg.train_cfg.get("max_iters") or cfg.train_cfg.max_epochs * EPOCH_LENGTH
+    rates = schedule(json.dumps(cfg.param_scheduler), length)
+    assert max(rates) == pytest.approx(1.0)
+    assert rates.index(max(rates)) < length / 6
+    assert rates[length // 2] > 0.4
+    assert rates[-1] == min(rates[length // 2 :])
+    assert rates[-1] < 0.011
+
+
+@pytest.mark.parametrize("name", [*ADE20K, *COCO])
+def test_command_line_variables(name: str) -> None:
+    """`--cfg-options pretrained=... position=... data_root=... lr=... num_classes=...` reach what is made of them."""
+    options = {"pretrained": "encoder.pth", "position": "relative", "data_root": "my/data", "lr": 7e-5}
+    options["num_classes"] = 5
+    cfg = config(name, options)
+    assert config(name).model.backbone.init_cfg is None
+    assert config(name).record.start == "random"
+    assert cfg.model.backbone.init_cfg == {"type": "Pretrained", "checkpoint": "encoder.pth"}
+    assert (cfg.record.start, cfg.model.backbone.position) == ("pretrained", "relative")
+    assert cfg.optim_wrapper.optimizer.lr == 7e-5
+    for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
+        assert loader.dataset.data_root == "my/data"
+    text = json.dumps(cfg.model.to_dict())
+    assert re.findall(r'"num_classes": (\d+)', text) == ["5"] * (4 if name in CASCADE else 2)

@@ -1,0 +1,229 @@
+#!/usr/bin/env python
+"""Draw what a pretrained model does: reconstructions, the adversary's positions and their drift, attention.
+
+    python tools/visualize.py reconstruct CHECKPOINT IMAGES... [--mask-ratio 0.75] [--seed 0]
+    python tools/visualize.py positions   CHECKPOINT [--run WORK_DIR]
+    python tools/visualize.py attention   CHECKPOINT IMAGES... [--query ROW,COLUMN] [--heads each]
+
+Exit status: 0 done, 2 a mistake in the command line or the files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import v2
+
+from adpe.checkpoint import load_checkpoint, read_model_config
+from adpe.data.images import ImageSource
+from adpe.errors import UserError
+from adpe.mae import MaskedAutoencoder
+from adpe.models import create_encoder, create_model
+from adpe.visualize import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    attention_weights,
+    describe_reconstruction,
+    draw_adversary,
+    draw_attention,
+    draw_drift,
+    draw_images,
+    reconstruct,
+    save_png,
+)
+from adpe.vit import VisionTransformer
+from benchmarks.pictures import read_scalars
+
+# Options of the config's model and backbone that are not the network's.
+NOT_THE_NETWORK = ("type", "compile", "data_preprocessor", "out_indices", "final_norm", "frozen_stages", "init_cfg")
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("checkpoint", help="of this project, the AdPE reference, MAE or timm")
+    common.add_argument("--model", help="e.g. adpe_vit_base_patch16; default: what the checkpoint's config says")
+    common.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="options of the model, e.g. "
+                        "position=relative adversary=coordinate")  # fmt: skip
+    common.add_argument("--out", metavar="PNG", help="default: <command>.png")
+    images = argparse.ArgumentParser(add_help=False)
+    images.add_argument("images", nargs="+", help="images, or folders and archives of images")
+    images.add_argument("--count", type=int, default=6, help="take that many of them; default: 6")
+    images.add_argument("--size", type=int, help="pixels to resize and crop to; default: the model's image size")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("reconstruct", parents=[common, images], help="masked images and what is painted")
+    command.add_argument("--mask-ratio", type=float, help="share of the patches that is hidden; default: the model's")
+    command.add_argument("--seed", type=int, default=0, help="of the masks")
+    command = commands.add_parser("positions", parents=[common], help="what the adversary does, and its drift")
+    command.add_argument(
+        "--run", metavar="WORK_DIR", help="run whose log has the drift; default: the checkpoint's folder"
+    )
+    command = commands.add_parser("attention", parents=[common, images], help="attention maps of the encoder")
+    command.add_argument("--query", default="class", help="class, or ROW,COLUMN of a patch; default: class")
+    command.add_argument("--heads", choices=["mean", "each"], default="mean", help="average them or draw each")
+    command.add_argument(
+        "--blocks", type=int, nargs="+", help="default: four over the depth, the last for --heads each"
+    )
+    return parser.parse_args(arguments)
+
+
+def build(args: argparse.Namespace) -> MaskedAutoencoder | VisionTransformer:
+    """The model of a checkpoint, not loaded: a masked autoencoder, or the encoder alone of a dense task."""
+    config = {} if args.model else read_model_config(args.checkpoint) or {}
+    backbone = config.get("backbone")
+    options = {key: value for key, value in (backbone or config).items() if key not in NOT_THE_NETWORK}
+    name = args.model or options.pop("model", None)
+    if not isinstance(name, str):
+        raise UserError(
+            f"{args.checkpoint} does not say of which model it is: give --model, e.g. --model adpe_vit_base_patch16 "
+            "--set position=relative adversary=coordinate."
+        )
+    options |= dict(assignment(text) for text in args.set)
+    try:
+        return create_encoder(name, **options) if backbone else create_model(name, **options)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"No model can be built of {name} and {options}: {error}") from None
+
+
+def load_autoencoder(args: argparse.Namespace) -> MaskedAutoencoder:
+    """The masked autoencoder of a pretraining checkpoint, to evaluate."""
+    model = build(args)
+    if isinstance(model, VisionTransformer):
+        raise UserError(f"{args.checkpoint} is of a dense task: {args.command} needs a pretraining checkpoint.")
+    load_checkpoint(model, args.checkpoint)
+    return model.eval()
+
+
+def load_encoder(args: argparse.Namespace) -> VisionTransformer:
+    """The encoder of any checkpoint, to evaluate."""
+    model = build(args)
+    encoder = model if isinstance(model, VisionTransformer) else model.encoder
+    # Backbones of dense tasks have no final norm; attention does not need it.
+    load_checkpoint(encoder, args.checkpoint, allow_missing=["norm.*"])
+    return encoder.eval()
+
+
+def assignment(text: str) -> tuple[str, Any]:
+    """``key=value`` with a Python literal or a word as value."""
+    key, equals, value = text.partition("=")
+    if not equals or not key.isidentifier():
+        raise UserError(f"--set {text}: expected KEY=VALUE.")
+    try:
+        return key, ast.literal_eval(value)
+    except (SyntaxError, ValueError):
+        return key, value
+
+
+def read_images(args: argparse.Namespace, encoder: VisionTransformer) -> Tensor:
+    """``(B, 3, size, size)``, normalised: the images' centres."""
+    size = args.size or min(encoder.img_size)
+    if size <= 0 or size % encoder.patch_size:
+        raise UserError(f"--size {size}: expected a multiple of the patch size {encoder.patch_size}.")
+    if args.count < 1:
+        raise UserError(f"--count {args.count}: expected at least 1.")
+    source = ImageSource(args.images, on_corrupt="error")
+    to_tensor = v2.Compose([
+        v2.Resize(size, interpolation=v2.InterpolationMode.BICUBIC, antialias=True), v2.CenterCrop(size), v2.ToImage(),
+        v2.ToDtype(torch.float32, scale=True), v2.Normalize(IMAGENET_MEAN, IMAGENET_STD),
+    ])  # fmt: skip
+    pictures: list[Image.Image] = [source.open(index) for index in range(min(args.count, len(source)))]
+    return torch.stack([to_tensor(picture) for picture in pictures])
+
+
+def reconstructions(args: argparse.Namespace) -> list[Path]:
+    """Image, visible patches, reconstruction, and the reconstruction pasted into the visible patches."""
+    model = load_autoencoder(args)
+    if args.mask_ratio is not None:
+        if not 0 < args.mask_ratio < 1:
+            raise UserError(f"--mask-ratio {args.mask_ratio}: expected a number between 0 and 1.")
+        model.mask_ratio = args.mask_ratio
+    images = read_images(args, model.encoder)
+    h, w = model.encoder.patch_embed.grid(images)
+    noise = torch.rand(len(images), h * w, generator=torch.Generator().manual_seed(args.seed))
+    figure = draw_images(reconstruct(model, images, noise), describe_reconstruction(model))
+    return [save_png(figure, args.out or "reconstruct.png")]
+
+
+def positions(args: argparse.Namespace) -> list[Path]:
+    """The adversary's positions, and their drift where the run's log is at hand."""
+    model = load_autoencoder(args)
+    if model.adversary is None:
+        raise UserError(f"{args.checkpoint} has no adversary: MAE and MAE+ leave positions as they are.")
+    out = Path(args.out or "positions.png")
+    written = [save_png(draw_adversary(model), out)]
+    run = Path(args.run or Path(args.checkpoint).parent)
+    try:
+        figure = draw_drift(read_scalars(run))
+    except (UserError, ValueError) as error:
+        if args.run:
+            raise UserError(f"--run {run}: {error}") from None
+        print(f"no drift drawn: {error} Name the run with --run.")
+        return written
+    return [*written, save_png(figure, out.with_name(f"{out.stem}_drift.png"))]
+
+
+def attention(args: argparse.Namespace) -> list[Path]:
+    """Attention of the class token or of a patch, per block or per head."""
+    encoder = load_encoder(args)
+    images = read_images(args, encoder)
+    h, w = encoder.patch_embed.grid(images)
+    query = patch(args.query, h, w)
+    token = 0 if query is None else 1 + query[0] * w + query[1]
+    depth = len(encoder.blocks)
+    last = [depth - 1]
+    blocks = args.blocks or (
+        last if args.heads == "each" else sorted({max(depth * n // 4, 1) - 1 for n in range(1, 5)})
+    )
+    if bad := [block for block in blocks if not 0 <= block < depth]:
+        raise UserError(f"--blocks {bad}: the encoder has blocks 0 to {depth - 1}.")
+    weights = attention_weights(encoder, images)
+    maps: dict[str, Tensor] = {}
+    for block in blocks:
+        to_patches = weights[block][:, :, token, 1:].unflatten(-1, (h, w))
+        if args.heads == "mean":
+            maps[f"block {block}"] = to_patches.mean(1)
+        else:
+            maps |= {f"block {block} head {head}": to_patches[:, head] for head in range(to_patches.shape[1])}
+    scale, shift = (torch.tensor(values).view(-1, 1, 1) for values in (IMAGENET_STD, IMAGENET_MEAN))
+    figure = draw_attention((images * scale + shift).clamp(0, 1), maps, query)
+    return [save_png(figure, args.out or "attention.png")]
+
+
+def patch(query: str, h: int, w: int) -> tuple[int, int] | None:
+    """Row and column of ``ROW,COLUMN``; None for ``class``."""
+    if query == "class":
+        return None
+    numbers = query.split(",")
+    if len(numbers) == 2 and all(number.isdecimal() for number in numbers):
+        row, column = map(int, numbers)
+        if row < h and column < w:
+            return row, column
+    raise UserError(f"--query {query}: expected class, or ROW,COLUMN within {h} x {w} patches, counted from 0.")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    args = parse(arguments)
+    commands = {"reconstruct": reconstructions, "positions": positions, "attention": attention}
+    try:
+        for path in commands[args.command](args):
+            print(f"wrote {path}")
+    except UserError as error:
+        red, end = ("\033[31m", "\033[0m") if sys.stderr.isatty() else ("", "")
+        print(f"{red}error:{end} {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
