@@ -54,8 +54,10 @@ class Adversary(nn.Module):
         super().__init__()
         if norm is not None and norm not in get_args(Norm):
             raise ValueError(f"adversary_norm must be l2, linf or None; got {norm!r}.")
-        if norm is not None and not (epsilon is not None and epsilon > 0):
-            raise ValueError(f"adversary_norm={norm!r} needs a positive adversary_epsilon, got {epsilon}.")
+        if (norm is None) != (epsilon is None) or (epsilon is not None and not epsilon > 0):
+            raise ValueError(
+                f"adversary_norm={norm!r} with adversary_epsilon={epsilon}: a projection needs both, epsilon positive."
+            )
         self.norm = norm
         self.epsilon = epsilon
 
@@ -211,6 +213,8 @@ def build_adversary(
     """
     if mode not in get_args(Mode):
         raise ValueError(f"adversary must be embedding, coordinate or None; got {mode!r}.")
+    if variant != "masked_keys" and (position == "absolute" or mode == "coordinate"):
+        raise ValueError(f"adversary_variant={variant!r} is of the embedding adversary on relative positions alone.")
     if position == "absolute":
         if mode == "embedding":
             return MaskTokenAdversary(encoder[0], norm, epsilon)

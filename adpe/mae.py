@@ -98,6 +98,14 @@ class MaskedAutoencoder(nn.Module):
             raise ValueError(f"mask_ratio must lie between 0 and 1, got {mask_ratio}.")
         if mask_tokens == "decoder" and (adversary or position != "absolute"):
             raise ValueError("An adversary and relative positions need mask_tokens='encoder' (MAE+); MAE has neither.")
+        if not adversary and (adversary_norm or adversary_epsilon or adversary_variant != "masked_keys"):
+            raise ValueError("adversary_norm, _epsilon and _variant need an adversary: set adversary=.")
+        if encoder.num_classes:
+            raise ValueError("Pretraining needs an encoder without classes: set num_classes=0.")
+        if decoder_embed_dim % decoder_num_heads or decoder_embed_dim % 4:
+            raise ValueError(
+                f"decoder_embed_dim={decoder_embed_dim} must be divisible by 4 and by {decoder_num_heads} heads."
+            )
         if adversary and encoder.pos_embed is not None:
             raise ValueError("An adversary needs the sine-cosine pos_embed: set learned_pos_embed=False.")
         self.encoder = encoder
@@ -143,7 +151,7 @@ class MaskedAutoencoder(nn.Module):
         encoder = self.encoder
         grid = encoder.patch_embed.grid(images)
         patches = encoder.patch_embed(images)
-        table = encoder.position_table(grid, patches)
+        table = encoder.position_table(grid, encoder.cls_token)  # not rounded by autocast
         positions, terms = table[:, 1:], [encoder.relative_term(grid)] * len(encoder.blocks)
         if self.mask_tokens == "encoder":
             token: Tensor | None = self.mask_token
@@ -152,7 +160,7 @@ class MaskedAutoencoder(nn.Module):
                 positions = self.adversary.patch_positions(positions, mask.hidden, grid)
                 terms = self.adversary.relative_terms("encoder", terms, mask.hidden)
             assert token is not None
-            patches = torch.where(mask.hidden.unsqueeze(-1), token.to(patches.dtype), patches) + positions
+            patches = torch.where(mask.hidden.unsqueeze(-1), token, patches) + positions
         else:
             patches = mask.visible_of(patches + positions)
         cls = (encoder.cls_token + table[:, :1]).expand(len(images), -1, -1)
@@ -160,10 +168,10 @@ class MaskedAutoencoder(nn.Module):
 
     def decode(self, tokens: Tensor, mask: Mask, grid: tuple[int, int]) -> Tensor:
         """Encoder tokens to decoder features of every patch, ``(B, L, D_dec)``."""
-        x = self.decoder.embed(tokens)
+        x = self.decoder.embed(tokens).to(self.decoder.embed.weight.dtype)
         if self.mask_tokens == "decoder":
             assert self.mask_token is not None
-            patches = self.mask_token.to(x.dtype).expand(*mask.hidden.shape, -1)
+            patches = self.mask_token.expand(*mask.hidden.shape, -1)
             visible = mask.visible_indices.unsqueeze(-1).expand(-1, -1, x.shape[-1])
             x = torch.cat([x[:, :1], patches.scatter(1, visible, x[:, 1:])], dim=1)
         x = x + sincos_table(*grid, x.shape[-1], x.dtype, x.device)
@@ -185,6 +193,8 @@ class MaskedAutoencoder(nn.Module):
         h, w = self.encoder.patch_embed.grid(images)
         if noise is None:
             noise = torch.rand(len(images), h * w, device=images.device)
+        if noise.shape != (len(images), h * w):
+            raise ValueError(f"noise must be {(len(images), h * w)}, one number a patch; got {tuple(noise.shape)}.")
         visible, hidden = noise.argsort(dim=1).tensor_split([int(h * w * (1 - self.mask_ratio))], dim=1)
         return Mask(torch.ones_like(noise, dtype=torch.bool).scatter_(1, visible, False), hidden, visible)
 

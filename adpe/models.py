@@ -81,9 +81,9 @@ def register_with_timm() -> None:
 
 
 def _timm_entrypoint(name: str):
-    def entrypoint(
-        pretrained: bool = False, pretrained_cfg: Any = None, pretrained_cfg_overlay: Any = None, **options: Any
-    ) -> VisionTransformer:
+    def entrypoint(pretrained: bool = False, **options: Any) -> VisionTransformer:
+        for key in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):  # timm's own, about its downloads
+            options.pop(key, None)
         if pretrained:
             raise ValueError(f"No weights are published for {name}: load yours with adpe.load_checkpoint.")
         return create_encoder(name, **{"num_classes": 1000, **options})

@@ -228,7 +228,7 @@ def _autoencoder(
     model = MaskedAutoencoder(
         encoder,
         adversary=None if adversary == "none" else adversary,  # type: ignore[arg-type]
-        adversary_variant="reference",
+        adversary_variant="reference" if (position, adversary) == ("rpe", "embedding") else "masked_keys",
         mask_ratio=meta["mask_ratio"],
         norm_pix_loss=meta["norm_pix_loss"],
         **{key: config[key] for key in ("decoder_embed_dim", "decoder_depth", "decoder_num_heads")},

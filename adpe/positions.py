@@ -61,9 +61,7 @@ def grid_coordinates(h: int, w: int, dtype: torch.dtype, device: torch.device | 
 def sincos_table(h: int, w: int, dim: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """``(1, 1 + h * w, dim)`` fixed position table: a zero row for the class token, then the patches."""
     with torch.inference_mode(False):  # a table first needed in evaluation must serve training too
-        # MPS has no float64; elsewhere the code is rounded once, from float64.
-        exact = torch.float32 if device.type == "mps" else torch.float64
-        code = sincos(grid_coordinates(h, w, exact, device), dim)
+        code = sincos(grid_coordinates(h, w, _exact(device), device), dim)
         return torch.cat([torch.zeros_like(code[:1]), code]).to(dtype).unsqueeze(0)
 
 
@@ -147,15 +145,17 @@ def pair_weights(rows: Tensor, columns: Tensor, interpolate: bool) -> Tensor:
 def token_weights(h: int, w: int, interpolate: bool, dtype: torch.dtype, device: torch.device) -> Tensor:
     """``(N, 50, N)`` weights of every bucket for every pair of tokens (query, bucket, key), class token first."""
     with torch.inference_mode(False):
-        weights = torch.zeros(1 + h * w, NUM_BUCKETS, 1 + h * w, device=device)
-        weights[1:, :CLASS_BUCKET, 1:] = pair_weights(*_axis_tables(h, w, interpolate, device), interpolate)
+        exact = _exact(device)
+        weights = torch.zeros(1 + h * w, NUM_BUCKETS, 1 + h * w, dtype=exact, device=device)
+        weights[1:, :CLASS_BUCKET, 1:] = pair_weights(*axis_weights(h, w, interpolate, exact, device), interpolate)
         weights[0, CLASS_BUCKET, :] = 1
         weights[:, CLASS_BUCKET, 0] = 1
         return weights.to(dtype)
 
 
-def _axis_tables(h: int, w: int, interpolate: bool, device: torch.device) -> tuple[Tensor, Tensor]:
-    return axis_weights(h, w, interpolate, torch.float32, device)
+def _exact(device: torch.device) -> torch.dtype:
+    """Tables are made in float64 and rounded once; MPS has none."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 @lru_cache(maxsize=32)
@@ -164,7 +164,7 @@ def cached_axis_weights(
 ) -> tuple[Tensor, Tensor]:
     """:func:`axis_weights` without a shift, in `dtype`, made once for a grid."""
     with torch.inference_mode(False):
-        rows, columns = _axis_tables(h, w, interpolate, device)
+        rows, columns = axis_weights(h, w, interpolate, _exact(device), device)
         return rows.to(dtype), columns.to(dtype)
 
 

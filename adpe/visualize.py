@@ -232,7 +232,7 @@ def _draw_shift(axis: Axes, grid: tuple[int, int], x: float, y: float, reach: fl
 
 
 class _RecordAttention(TorchFunctionMode):
-    """Keeps the weights that fused attention computes and does not return, from its own arguments."""
+    """Keeps attention's weights: the softmax where it is written out, from its arguments where it is fused."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -246,8 +246,11 @@ class _RecordAttention(TorchFunctionMode):
             logits = q @ k.transpose(-1, -2) * (q.shape[-1] ** -0.5 if scale is None else scale)
             if kwargs.get("attn_mask") is not None:
                 logits = logits + kwargs["attn_mask"]
-            self.weights.append(logits.softmax(-1).detach().cpu())
-        return function(*args, **kwargs)
+            self.weights.append(logits.softmax(-1).cpu())
+        out = function(*args, **kwargs)
+        if function in (torch.softmax, Tensor.softmax, F.softmax):
+            self.weights.append(out.cpu())
+        return out
 
 
 @torch.no_grad()

@@ -106,7 +106,7 @@ def _data(options: Options, work_dir: Path, console: Console) -> tuple[Path, lis
         train, val, unlabelled = options.scenes
         console.print(f"Data: {train} + {val} annotated, {unlabelled} unlabelled scenes of digits over photographs")
         root = write_scenes(work_dir / "data", num_train=train, num_val=val, num_unlabelled=unlabelled, size=64)
-        return root, [str(root / "unlabelled"), *options.images], "embedded scenes"
+        return root, [str(root / "unlabelled"), *options.images], "embedded_scenes"
     root = options.data_root.resolve()
     if not root.is_dir():
         raise UserError(f"DATA_ROOT {root} does not exist: expected images/, annotations/, instances_*.json.")

@@ -1,4 +1,4 @@
-"""Pictures of what a run did: loss curves, reconstructions, predictions beside the truth; and reading its scalars."""
+"""Pictures of what a run did: loss curves, predictions beside the truth; and reading its scalars."""
 
 from __future__ import annotations
 
@@ -95,21 +95,6 @@ def loss_curves(
     if curves:
         axes.legend(ncols=2 if len(curves) > 4 else 1, frameon=False)
     return _save(figure, path)
-
-
-def reconstructions(originals: Any, masked: Any, reconstructed: Any, path: str | Path) -> Path:
-    """One row per image: the original, its visible patches, and what the decoder painted.
-
-    Args:
-        originals: (B, 3, H, W) or (B, H, W, 3), float in [0, 1] or uint8.
-        masked: as `originals`, masked patches greyed out by the caller.
-        reconstructed: as `originals`.
-        path: PNG to write.
-    """
-    columns = {"image": originals, "visible patches": masked, "reconstruction": reconstructed}
-    images = {name: as_images(batch) for name, batch in columns.items()}
-    _same_length(images)
-    return _grid(images, path, "Reconstructions of masked patches")
 
 
 def segmentations(

@@ -102,6 +102,7 @@ class PlainAutoencoder(nn.Module):
         self.variant = getattr(model.adversary, "variant", None)
         self.mask_ratio, self.norm_pix_loss = model.mask_ratio, model.norm_pix_loss
         self.patch_size = model.encoder.patch_size
+        self.to(model.encoder.cls_token)
         self.load_state_dict(model.state_dict())
 
     def forward(self, images: Tensor, noise: Tensor) -> Tensor:

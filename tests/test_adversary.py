@@ -201,7 +201,7 @@ def test_no_norm_leaves_it_free() -> None:
 
 @pytest.mark.parametrize("epsilon", [None, 0.0, -1.0])
 def test_a_norm_needs_a_positive_epsilon(epsilon) -> None:
-    with pytest.raises(ValueError, match="positive adversary_epsilon"):
+    with pytest.raises(ValueError, match="needs both, epsilon positive"):
         CoordinateAdversary("l2", epsilon)
 
 

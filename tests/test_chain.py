@@ -7,14 +7,15 @@ import re
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file
 
-from adpe.engine.records import read_records
+from adpe.engine.records import file_sha256, read_records
 from adpe.errors import UserError
 from benchmarks.demo import Options, run_demo
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ def test_every_link_leaves_a_record_with_its_metrics(finished):
     for start in ("pretrained", "random"):
         assert 0 <= records[f"segmentation-{start}"]["metrics"]["mIoU"] <= 100
         detection = records[f"detection-{start}"]["metrics"]
-        assert {"coco/bbox_mAP", "coco/segm_mAP"} <= detection.keys()
+        assert {"bbox_mAP", "segm_mAP"} <= detection.keys()
     protocols = [records[f"segmentation-{start}"]["fingerprint"] for start in ("pretrained", "random")]
     assert protocols[0] == protocols[1]
 
@@ -44,18 +45,16 @@ def test_every_link_leaves_a_record_with_its_metrics(finished):
 def test_the_pretrained_start_is_the_exported_encoder_and_the_random_start_is_not(finished):
     options, _, _ = finished
     folder = options.work_dir / "seed0"
-    encoder = load_file(folder / "pretrain" / "encoder.safetensors")
-    log = (folder / "segmentation-pretrained" / "output.log").read_text()
-    assert re.search(r"encoder.safetensors: coverage 100.0%", log)
-    assert "the encoder starts at random" in (folder / "segmentation-random" / "output.log").read_text()
-    name = "blocks.0.mlp.fc1.weight"
-
-    def distance(start):
-        state = torch.load(folder / f"segmentation-{start}" / "iter_2.pth", weights_only=True)["state_dict"]
-        return (state[f"backbone.{name}"] - encoder[f"encoder.{name}"]).abs().max().item()
-
-    # Two steps of AdamW move a weight by little more than twice the learning rate, 5e-4.
-    assert distance("pretrained") < 2e-3 < distance("random")
+    exported = folder / "pretrain" / "encoder.safetensors"
+    assert not any("mask_token" in name or "adversary" in name for name in load_file(exported))
+    for task in ("segmentation", "detection"):
+        record = read_records(folder / f"{task}-pretrained" / "record.jsonl")[0][-1]
+        assert record["pretrained_sha256"] == file_sha256(exported)
+        assert re.search(
+            r"encoder.safetensors: coverage 100.0%", (folder / f"{task}-pretrained" / "output.log").read_text()
+        )
+        assert read_records(folder / f"{task}-random" / "record.jsonl")[0][-1]["pretrained_sha256"] is None
+        assert "the encoder starts at random" in (folder / f"{task}-random" / "output.log").read_text()
 
 
 def test_page_table_and_pictures(finished):

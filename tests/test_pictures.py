@@ -13,7 +13,7 @@ from mmengine.visualization import LocalVisBackend
 from PIL import Image
 
 from adpe.errors import UserError
-from benchmarks.pictures import as_images, detections, loss_curves, read_scalars, reconstructions, segmentations
+from benchmarks.pictures import as_images, detections, loss_curves, read_scalars, segmentations
 
 RED, GREEN, BLUE = (214, 39, 40), (44, 160, 44), (31, 119, 180)  # three of matplotlib's tab10
 
@@ -99,17 +99,6 @@ def test_loss_curves_draw_every_run_and_leave_gaps(tmp_path: Path) -> None:
     assert line > 1000 and 0.3 * line < gap < 0.7 * line
     both = loss_curves({"one": whole, "two": whole, "three": [(0.0, 2.0), (390.0, 2.0)]}, tmp_path / "both.png")
     assert pixels(both, GREEN) > 1000
-
-
-def test_reconstructions_show_all_three_columns(tmp_path: Path) -> None:
-    colours = [np.full((2, 8, 8, 3), colour, np.uint8) for colour in (RED, GREEN, BLUE)]
-    path = reconstructions(*colours, tmp_path / "a.png")
-    areas = [pixels(path, colour) for colour in (RED, GREEN, BLUE)]
-    assert min(areas) > 200_000 and max(areas) < 1.02 * min(areas)
-    with pytest.raises(UserError, match="different numbers of images"):
-        reconstructions(colours[0], colours[1][:1], colours[2], tmp_path / "b.png")
-    with pytest.raises(UserError, match="no images to draw"):
-        reconstructions(*(part[:0] for part in colours), tmp_path / "b.png")
 
 
 def test_segmentations_colour_classes_by_the_palette(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from adpe.errors import UserError
 
 SMALL = {"num_train": 6, "num_val": 3, "num_unlabelled": 2, "size": 64, "seed": 0}
 # SHA-256 of the label maps of `SMALL`, training then validation, row by row.
-LABELS_SHA256 = "ee17d51193fc49bf594bc6bde35ae155f348ebc2160b44a7040910fc85fd7448"
+LABELS_SHA256 = "fe5b44d8a367c8c30e8875d13ef4ed8a7cb39596ca738c3b57f1b29ea49ffe58"
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +147,7 @@ def test_validation_shares_no_digit_and_no_photograph(tmp_path):
     assert used["validation"][1] == set(composition.VALIDATION_PHOTOGRAPHS)
     assert not set(composition.TRAINING_PHOTOGRAPHS) & set(composition.VALIDATION_PHOTOGRAPHS)
     assert not (used["training"][0] | used["unlabelled"][0]) & used["validation"][0]
-    assert len(used["validation"][0]) > 100 and len(used["training"][0]) > 150
+    assert len(used["validation"][0]) > 80 and len(used["training"][0]) > 150
     unlabelled, training = (hashes(root / name) for name in ("unlabelled", "images/training"))
     assert not set(unlabelled.values()) & set(training.values())
 

@@ -65,7 +65,11 @@ def test_dtypes_that_the_matrix_products_see(name: str, options: dict, backbone:
 
 
 def trainable(cfg: Config) -> tuple[nn.Module, OptimWrapper]:
-    """Model and optimizer of a config on the CPU, which has no synchronised BatchNorm."""
+    """Model and optimizer of a config for the CPU: no synchronised BatchNorm, few proposals."""
+    if cfg.default_scope == "mmdet":
+        rcnn = cfg.model.train_cfg.rcnn
+        (rcnn[0] if isinstance(rcnn, list) else rcnn).sampler.num = 24
+        cfg.model.test_cfg.rpn.max_per_img = 24
     for part in ("neck", "decode_head", "auxiliary_head") if cfg.default_scope == "mmseg" else ():
         cfg.model[part].norm_cfg.type = "BN"
     torch.manual_seed(0)

@@ -5,8 +5,11 @@ from adpe.engine import amp as amp
 from adpe.engine import backbone as backbone
 from adpe.engine import checkpoint_hook as checkpoint_hook
 from adpe.engine import guards as guards
+from adpe.engine import layer_decay as layer_decay
+from adpe.engine import necks as necks
 from adpe.engine import optim as optim
 from adpe.engine import pretraining as pretraining
 from adpe.engine import records as records
 from adpe.engine import reproducible as reproducible
 from adpe.engine import runner as runner
+from adpe.engine import visualization as visualization

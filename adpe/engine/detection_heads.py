@@ -63,7 +63,8 @@ class AdPECascadeRoIHead(CascadeRoIHead):
                 batch_img_metas, rois.device, "mask", instance_results=results_list, mask_thr_binary=threshold
             )
         predictions = self._mask_forward(0, x, rois)["mask_preds"].split([len(results) for results in results_list])
-        return self.mask_head[0].predict_by_feat(
+        head: Any = self.mask_head[0]
+        return head.predict_by_feat(
             mask_preds=predictions,
             results_list=results_list,
             batch_img_metas=batch_img_metas,

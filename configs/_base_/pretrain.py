@@ -42,5 +42,9 @@ optim_wrapper = dict(
     optimizer=dict(type="AdamW", lr=lr, betas=(0.9, 0.95), weight_decay=0.05, fused=True),
     paramwise_cfg=dict(adversary_lr=adversary_lr),
 )
-custom_hooks = [dict(type="AdPEEpochHook")]
+custom_hooks = [
+    dict(type="AdPEEpochHook"),
+    dict(type="AdPEVisualizationHook", interval=10),
+    dict(type="AdPEExportHook"),
+]
 record = dict(method="MAE+", task="pretrain", dataset="ImageNet-1k", start="random")

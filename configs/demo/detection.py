@@ -6,7 +6,7 @@ Cost: about 1 minute on 2 CPU cores.
 Command: python tools/train.py configs/demo/detection.py --cfg-options data_root=DATA pretrained=CHECKPOINT
 """
 
-_base_ = ["../_base_/runtime.py", "../_base_/demo_encoder.py"]
+_base_ = ["../_base_/runtime.py", "../_base_/demo_transfer.py"]
 
 default_scope = "mmdet"
 custom_imports = dict(imports=["adpe.engine", "adpe.data.detection"], allow_failed_imports=False)
@@ -159,6 +159,6 @@ param_scheduler = [
 train_cfg = dict(type="IterBasedTrainLoop", max_iters=max_iters, val_interval=max_iters)
 val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")
-default_hooks = dict(logger=dict(interval=10), checkpoint=dict(by_epoch=False, interval=max_iters, max_keep_ckpts=1))
+default_hooks = dict(logger=dict(interval=10), checkpoint=dict(by_epoch=False, interval=max_iters, max_keep_ckpts=2))
 log_processor = dict(by_epoch=False)
-record = dict(method="AdPE", task="detection", dataset="embedded scenes", start=_base_.start)
+record = dict(method="AdPE", task="detection", dataset="embedded_scenes", start=_base_.start)

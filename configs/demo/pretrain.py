@@ -3,7 +3,7 @@
 Reproduces: no published number. It is the recipe of configs/pretrain/ at the size of a laptop: MAE+ with the coordinate
 adversary on absolute positions (arXiv 2303.07598), random resized crops of half the image, 0.75 of the patches hidden.
 Cost: about 3 minutes on 2 CPU cores.
-Command: python tools/train.py configs/demo/pretrain.py --cfg-options data_root=DATA sources=IMAGES
+Command: python tools/train.py configs/demo/pretrain.py --cfg-options sources=IMAGES
 """
 
 _base_ = ["../_base_/runtime.py", "../_base_/demo_encoder.py"]
@@ -54,6 +54,10 @@ param_scheduler = [
     ),
 ]
 train_cfg = dict(by_epoch=True, max_epochs=epochs)
-default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=10, max_keep_ckpts=1))
-custom_hooks = [dict(type="AdPEEpochHook"), dict(type="AdPEExportHook")]
-record = dict(method="AdPE", task="pretrain", dataset="embedded scenes")
+default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=10, max_keep_ckpts=2))
+custom_hooks = [
+    dict(type="AdPEEpochHook"),
+    dict(type="AdPEVisualizationHook", interval=10),
+    dict(type="AdPEExportHook"),
+]
+record = dict(method="AdPE", task="pretrain", dataset="embedded_scenes")

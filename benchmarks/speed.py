@@ -1,0 +1,372 @@
+"""Compare pretraining with a plain eager implementation of the same equations, in one run and as ratios.
+
+    python benchmarks/speed.py pretrain --model adpe_vit_base_patch16 --images 8 --crops 4 --size 112
+
+A step is forward, backward and the optimiser step of both players. For every variant both implementations first have to
+give the same loss and gradients in float32; then their steps alternate, and ratios are medians over such pairs, because
+machines drift. All contestants of a ratio compute in the same dtype unless its column names two.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import gc
+import os
+import platform
+import re
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from adpe.mae import MaskedAutoencoder
+from adpe.models import create_model
+from adpe.optim import parameter_groups
+from adpe.parity import relative_error
+from benchmarks.reference_model import PlainAutoencoder
+
+
+class Variant(NamedTuple):
+    """A method: options of :func:`adpe.create_model`, and the ratio to the plain implementation that is aimed at."""
+
+    position: str
+    adversary: str | None
+    target: float
+
+
+VARIANTS = {
+    "absolute": Variant("absolute", None, 1.2),
+    "absolute embedding": Variant("absolute", "embedding", 1.2),
+    "absolute coordinate": Variant("absolute", "coordinate", 1.2),
+    "relative": Variant("relative", None, 1.5),
+    "relative embedding": Variant("relative", "embedding", 1.5),
+    "relative interpolated": Variant("relative_interpolated", None, 1.5),
+    "relative coordinate": Variant("relative_interpolated", "coordinate", 3.0),
+}
+RELATIVE_COST = 0.15
+LOSS_TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 1e-4
+NOISE = 1e-6  # gradients this far below the largest of the model are rounding
+
+
+class Step:
+    """One training step of a model on a fixed batch.
+
+    Args:
+        model: called with images and noise, returns the loss.
+        images: ``(B, 3, H, W)``.
+        noise: ``(B, L)``.
+        dtype: torch.bfloat16 for autocast, or torch.float32.
+        fused: one fused AdamW kernel instead of a loop over the parameters.
+    """
+
+    def __init__(self, model: nn.Module, images: Tensor, noise: Tensor, dtype: torch.dtype, fused: bool) -> None:
+        self.model, self.images, self.noise, self.dtype = model, images, noise, dtype
+        groups = parameter_groups(model, 1.5e-4, 1.5e-4, 0.05)  # type: ignore[arg-type]
+        self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=fused, foreach=False)
+
+    def __call__(self) -> None:
+        with torch.autocast(self.images.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            loss = self.model(self.images, self.noise)
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        adversary = getattr(self.model, "adversary", None)
+        if adversary is not None:
+            adversary.project()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the comparison; the exit status is 1 if the implementations disagree, 2 for options that cannot be."""
+    arguments = parse(argv)
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    device, dtype = torch.device(arguments.device), getattr(torch, arguments.dtype)
+    console = Console()
+    if not console.is_terminal:
+        console.width = 140
+    ceiling = matmul_ceiling(device, dtype)
+    console.print(header(device, dtype, ceiling), highlight=False)
+    console.print(
+        f"{arguments.model}: {arguments.images} images x {arguments.crops} crops of {arguments.size} px, "
+        f"{arguments.steps} steps of each in turn, after one to warm up",
+        highlight=False,
+    )
+    table = Table(title="A training step of both players; ratios are plain time over ours, medians (least-most)")
+    for column in columns(arguments.compile, dtype):
+        table.add_column(column, justify="left" if column == "variant" else "right")
+    agreed = True
+    for name in arguments.variants or VARIANTS:
+        try:
+            row, verdict, agrees = compare(name, arguments, ceiling)
+        except ValueError as error:
+            Console(stderr=True).print(f"[red]error:[/red] {error}")
+            return 2
+        console.print(verdict, highlight=False)
+        table.add_row(*[row.get(str(column.header), "-") for column in table.columns])
+        agreed &= agrees
+        gc.collect()
+    console.print(table)
+    return int(not agreed)
+
+
+def compare(name: str, arguments: argparse.Namespace, ceiling: float) -> tuple[dict[str, str], str, bool]:
+    """Check and time one variant: its cells of the table, a line on its target, whether the implementations agree."""
+    device, dtype = torch.device(arguments.device), getattr(torch, arguments.dtype)
+    torch.manual_seed(0)
+    crops = arguments.images * arguments.crops
+    images = torch.randn(crops, 3, arguments.size, arguments.size, device=device)
+
+    def model(variant: str) -> MaskedAutoencoder:
+        return build(arguments.model, VARIANTS[variant], arguments.size).to(device)
+
+    ours = model(name)
+    plain = PlainAutoencoder(ours)
+    h, w = ours.encoder.patch_embed.grid(images)
+    noise = torch.rand(crops, h * w, device=device)
+    loss_error, gradient_error = disagreement(ours, plain, images, noise)
+    errors = f"{loss_error:.0e} {gradient_error:.0e}"
+    if not (loss_error <= LOSS_TOLERANCE and gradient_error <= GRADIENT_TOLERANCE):
+        remark = f"[red]{name}: the implementations disagree[/], loss and gradients by {errors}"
+        return {"variant": name, "loss, grad error": f"[red]{errors}[/]"}, remark, False
+    contestants = {
+        "plain": Step(plain, images, noise, dtype, fused=False),
+        "ours": Step(ours, images, noise, dtype, fused=True),
+    }
+    if dtype != torch.float32:
+        contestants["plain float32"] = Step(plain, images, noise, torch.float32, fused=False)
+    if arguments.compile:
+        compiled = model(name)
+        for block in [*compiled.encoder.blocks, *compiled.decoder.blocks]:
+            block.compile()
+        contestants["compiled"] = Step(compiled, images, noise, dtype, fused=True)
+    if VARIANTS[name].position != "absolute":
+        contestants["absolute"] = Step(model("absolute"), images, noise, dtype, fused=True)
+    for step in contestants.values():
+        step()
+    memory = {side: peak_memory(contestants[side], device) for side in ("plain", "ours")}
+    times = alternate(contestants, arguments.steps, device)
+    row, verdict = report(name, times, memory, errors)
+    seconds = float(np.median(times["ours"]))
+    row["crops/s"] = f"{crops / seconds:.1f}"
+    row["of matmul"] = f"{matmul_flops(ours, crops, h * w) / seconds / ceiling:.0%}"
+    return row, verdict, True
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    command = parser.add_subparsers(dest="command", required=True).add_parser(
+        "pretrain", help="training steps of every pretraining method"
+    )
+    command.add_argument("--model", default="adpe_vit_base_patch16")
+    command.add_argument("--images", type=int, default=8, help="images a batch (default: 8)")
+    command.add_argument("--crops", type=int, default=4, help="crops an image (default: 4)")
+    command.add_argument("--size", type=int, default=112, help="pixels of a crop (default: 112)")
+    command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    command.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of both sides; autocast")
+    command.add_argument("--compile", action="store_true", help="also our blocks through torch.compile")
+    command.add_argument("--steps", type=int, default=5, help="timed steps of every contestant (default: 5)")
+    command.add_argument("--threads", type=int, help="of torch on the CPU (default: torch's own)")
+    command.add_argument("--variants", nargs="+", choices=list(VARIANTS), metavar="NAME", help=", ".join(VARIANTS))
+    arguments = parser.parse_args(argv)
+    if arguments.device.startswith("cuda") and not torch.cuda.is_available():
+        parser.error(f"--device {arguments.device}: this machine has no CUDA device that torch can use")
+    return arguments
+
+
+def columns(compile: bool, dtype: torch.dtype) -> list[str]:
+    """Headers of the table."""
+    optional = ["compiled"] * compile + ["bf16 over float32"] * (dtype != torch.float32)
+    return [
+        "variant", "plain s", "ours s", "ratio", *optional, "over absolute", "plain GiB", "ours GiB", "crops/s",
+        "of matmul", "loss, grad error",
+    ]  # fmt: skip
+
+
+def build(model: str, variant: Variant, size: int) -> MaskedAutoencoder:
+    """A model in which whatever starts at zero does not, so that every term of the equations acts."""
+    torch.manual_seed(0)
+    built = create_model(model, position=variant.position, adversary=variant.adversary, img_size=size)
+    with torch.no_grad():
+        for parameter in built.parameters():
+            if not parameter.any():
+                parameter.normal_(std=0.02)
+    return built
+
+
+def disagreement(ours: nn.Module, plain: nn.Module, images: Tensor, noise: Tensor) -> tuple[float, float]:
+    """Relative error of our loss, and the largest of our gradients, each over its tensor's largest magnitude."""
+    losses = []
+    for model in (ours, plain):
+        model.zero_grad()
+        losses.append(model(images, noise))
+        losses[-1].backward()
+    theirs = {name: p.grad for name, p in plain.named_parameters() if p.grad is not None}
+    mine = {name: p.grad for name, p in ours.named_parameters() if p.grad is not None}
+    if theirs.keys() != mine.keys():
+        return relative_error(losses[0], losses[1]), float("inf")
+    floor = NOISE * max(gradient.abs().max().item() for gradient in theirs.values())
+    error = max(
+        (mine[name] - gradient).abs().max().item() / max(gradient.abs().max().item(), floor)
+        for name, gradient in theirs.items()
+    )
+    ours.zero_grad()
+    plain.zero_grad()
+    return relative_error(losses[0], losses[1]), error
+
+
+def alternate(contestants: dict[str, Step], steps: int, device: torch.device) -> dict[str, list[float]]:
+    """Seconds of every step; the contestants take turns."""
+    clock = pick_clock(device)
+    times: dict[str, list[float]] = {name: [] for name in contestants}
+    for _ in range(steps):
+        for name, step in contestants.items():
+            start = clock()
+            step()
+            times[name].append(clock() - start)
+    return times
+
+
+def pick_clock(device: torch.device) -> Callable[[], float]:
+    """Processor time for one thread, which other processes hardly disturb; otherwise time on the wall."""
+    if device.type == "cuda":
+
+        def synchronized() -> float:
+            torch.cuda.synchronize(device)
+            return time.perf_counter()
+
+        return synchronized
+    return time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+
+
+def report(
+    name: str, times: dict[str, list[float]], memory: dict[str, float | None], errors: str
+) -> tuple[dict[str, str], str]:
+    """Cells of a variant by header, and a line that compares it with its target."""
+
+    def ratio(slow: str, quick: str) -> list[float]:
+        return [a / b for a, b in zip(times[slow], times[quick], strict=True)]
+
+    def spread(values: list[float]) -> str:
+        return f"{np.median(values):.2f}x ({min(values):.2f}-{max(values):.2f})"
+
+    reached, target = np.median(ratio("plain", "ours")), VARIANTS[name].target
+    row = {
+        "variant": name,
+        "plain s": f"{np.median(times['plain']):.3f}",
+        "ours s": f"{np.median(times['ours']):.3f}",
+        "ratio": spread(ratio("plain", "ours")),
+        "plain GiB": "-" if memory["plain"] is None else f"{memory['plain']:.2f}",
+        "ours GiB": "-" if memory["ours"] is None else f"{memory['ours']:.2f}",
+        "loss, grad error": errors,
+    }
+    verdict = f"{name}: {reached:.2f}x, aimed at {target}x: {met(reached >= target)}"
+    if "compiled" in times:
+        row["compiled"] = spread(ratio("plain", "compiled"))
+    if "plain float32" in times:
+        row["bf16 over float32"] = spread(ratio("plain float32", "ours"))
+    if "absolute" in times:
+        cost = np.median(ratio("ours", "absolute")) - 1
+        row["over absolute"] = f"{cost:+.1%}"
+        verdict += f"; {cost:+.1%} over absolute positions, at most {RELATIVE_COST:.0%}: {met(cost <= RELATIVE_COST)}"
+    return row, verdict
+
+
+def met(condition: bool) -> str:
+    """Coloured word."""
+    return "[green]met[/]" if condition else "[yellow]missed[/]"
+
+
+def matmul_flops(model: MaskedAutoencoder, crops: int, patches: int) -> float:
+    """Floating-point operations of the matrix products of a step, twice forward's in the backward pass.
+
+    Relative terms are left out, and so is what the plain implementation does beside.
+    """
+
+    def blocks(stage: nn.Module, width: int) -> int:
+        tokens = 1 + patches
+        return len(stage.blocks) * (12 * tokens * width**2 + 2 * tokens**2 * width)  # type: ignore[arg-type]
+
+    encoder, decoder = model.encoder, model.decoder
+    hidden = patches - int(patches * (1 - model.mask_ratio))
+    products = blocks(encoder, encoder.embed_dim) + blocks(decoder, decoder.embed.out_features)
+    products += patches * encoder.patch_embed.proj.weight.numel() + (1 + patches) * decoder.embed.weight.numel()
+    products += hidden * decoder.pred.weight.numel()
+    return 3.0 * 2.0 * products * crops
+
+
+def matmul_ceiling(device: torch.device, dtype: torch.dtype) -> float:
+    """Best rate of one large square matrix product, in floating-point operations a second."""
+    n = 8192 if device.type == "cuda" else 1536
+    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
+    clock = pick_clock(device)
+    times = []
+    for _ in range(6):
+        start = clock()
+        a @ b
+        times.append(clock() - start)
+    return 2 * n**3 / min(times)
+
+
+def peak_memory(step: Step, device: torch.device) -> float | None:
+    """GiB that a step holds at its peak beside weights and optimiser state; None where it cannot be measured.
+
+    Call it after a first step, which makes the optimiser's state.
+    """
+    gc.collect()
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        step()
+        return (torch.cuda.max_memory_allocated(device) - before) / 2**30
+    try:
+        # Linux: give freed memory back, then start the high-water mark of the resident memory anew.
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
+        before = _status("VmRSS")
+        step()
+        return (_status("VmHWM") - before) / 2**20
+    except (OSError, AttributeError):
+        return None
+
+
+def _status(field: str) -> int:
+    """KiB of a field of the process's status."""
+    found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    if found is None:
+        raise OSError(f"/proc/self/status has no {field}")
+    return int(found[1])
+
+
+def header(device: torch.device, dtype: torch.dtype, ceiling: float) -> str:
+    """What was measured on."""
+    if device.type == "cuda":
+        where = torch.cuda.get_device_name(device)
+    else:
+        clock = "processor time" if pick_clock(device) is time.process_time else "time on the wall"
+        where = f"{_processor()}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads, {clock}"
+    load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
+    return (
+        f"torch {torch.__version__}, {where} ({os.cpu_count()} cores{load}), {str(dtype).removeprefix('torch.')}; "
+        f"one large matmul: {ceiling / 1e9:,.0f} GFLOP/s"
+    )
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.is_file() else None
+    return found[1] if found else platform.processor() or platform.machine()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
