@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -85,9 +86,9 @@ class PlainAutoencoder(nn.Module):
         if model.mask_tokens != "encoder":
             raise ValueError("The plain implementation covers MAE+ and AdPE, which put mask tokens before the encoder.")
         # Same parameters under the same names; every module that computes is replaced by a plain one.
-        plain = copy.deepcopy(model)
-        self.encoder, self.decoder, self.mask_token = plain.encoder, plain.decoder, plain.mask_token
-        self.adversary = plain.adversary
+        plain: Any = copy.deepcopy(model)
+        self.encoder, self.decoder = plain.encoder, plain.decoder
+        self.mask_token, self.adversary = plain.mask_token, plain.adversary
         for stage in (self.encoder, self.decoder):
             stage.blocks = nn.ModuleList(
                 PlainBlock(
@@ -116,9 +117,7 @@ class PlainAutoencoder(nn.Module):
 
         x = self.encoder.patch_embed.proj(images).flatten(2).transpose(1, 2)
         codes = sincos(columns, rows, x.shape[-1]).expand(b, -1, -1)
-        token = self.mask_token
-        if hasattr(self.adversary, "token"):
-            token = self.adversary.token
+        token = getattr(self.adversary, "token", self.mask_token)
         if hasattr(self.adversary, "shift"):
             a = self.adversary.shift
             codes = torch.where(mask[..., None] > 0, sincos(columns + a[0], rows + a[1], x.shape[-1]), codes)

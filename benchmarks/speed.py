@@ -10,14 +10,8 @@ machines drift. All contestants of a ratio compute in the same dtype unless its 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import gc
-import os
-import platform
-import re
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,6 +27,7 @@ from adpe.mae import MaskedAutoencoder
 from adpe.models import create_model
 from adpe.optim import parameter_groups
 from adpe.parity import relative_error
+from benchmarks.machine import header, matmul_ceiling, peak_memory, pick_clock
 from benchmarks.reference_model import PlainAutoencoder
 
 
@@ -156,7 +151,7 @@ def compare(name: str, arguments: argparse.Namespace, ceiling: float) -> tuple[d
     memory = {side: peak_memory(contestants[side], device) for side in ("plain", "ours")}
     times = alternate(contestants, arguments.steps, device)
     row, verdict = report(name, times, memory, errors)
-    seconds = float(np.median(times["ours"]))
+    seconds = median(times["ours"])
     row["crops/s"] = f"{crops / seconds:.1f}"
     row["of matmul"] = f"{matmul_flops(ours, crops, h * w) / seconds / ceiling:.0%}"
     return row, verdict, True
@@ -237,18 +232,6 @@ def alternate(contestants: dict[str, Step], steps: int, device: torch.device) ->
     return times
 
 
-def pick_clock(device: torch.device) -> Callable[[], float]:
-    """Processor time for one thread, which other processes hardly disturb; otherwise time on the wall."""
-    if device.type == "cuda":
-
-        def synchronized() -> float:
-            torch.cuda.synchronize(device)
-            return time.perf_counter()
-
-        return synchronized
-    return time.process_time if torch.get_num_threads() == 1 else time.perf_counter
-
-
 def report(
     name: str, times: dict[str, list[float]], memory: dict[str, float | None], errors: str
 ) -> tuple[dict[str, str], str]:
@@ -258,13 +241,13 @@ def report(
         return [a / b for a, b in zip(times[slow], times[quick], strict=True)]
 
     def spread(values: list[float]) -> str:
-        return f"{np.median(values):.2f}x ({min(values):.2f}-{max(values):.2f})"
+        return f"{median(values):.2f}x ({min(values):.2f}-{max(values):.2f})"
 
-    reached, target = np.median(ratio("plain", "ours")), VARIANTS[name].target
+    reached, target = median(ratio("plain", "ours")), VARIANTS[name].target
     row = {
         "variant": name,
-        "plain s": f"{np.median(times['plain']):.3f}",
-        "ours s": f"{np.median(times['ours']):.3f}",
+        "plain s": f"{median(times['plain']):.3f}",
+        "ours s": f"{median(times['ours']):.3f}",
         "ratio": spread(ratio("plain", "ours")),
         "plain GiB": "-" if memory["plain"] is None else f"{memory['plain']:.2f}",
         "ours GiB": "-" if memory["ours"] is None else f"{memory['ours']:.2f}",
@@ -276,10 +259,15 @@ def report(
     if "plain float32" in times:
         row["bf16 over float32"] = spread(ratio("plain float32", "ours"))
     if "absolute" in times:
-        cost = np.median(ratio("ours", "absolute")) - 1
+        cost = median(ratio("ours", "absolute")) - 1
         row["over absolute"] = f"{cost:+.1%}"
         verdict += f"; {cost:+.1%} over absolute positions, at most {RELATIVE_COST:.0%}: {met(cost <= RELATIVE_COST)}"
     return row, verdict
+
+
+def median(values: list[float]) -> float:
+    """As a plain number."""
+    return float(np.median(values))
 
 
 def met(condition: bool) -> str:
@@ -288,9 +276,9 @@ def met(condition: bool) -> str:
 
 
 def matmul_flops(model: MaskedAutoencoder, crops: int, patches: int) -> float:
-    """Floating-point operations of the matrix products of a step, twice forward's in the backward pass.
+    """Floating-point operations of the matrix products that MAE+ needs in a step; relative terms are left out.
 
-    Relative terms are left out, and so is what the plain implementation does beside.
+    The backward pass has two products for each of the forward pass, but none for the gradient of the images.
     """
 
     def blocks(stage: nn.Module, width: int) -> int:
@@ -300,72 +288,9 @@ def matmul_flops(model: MaskedAutoencoder, crops: int, patches: int) -> float:
     encoder, decoder = model.encoder, model.decoder
     hidden = patches - int(patches * (1 - model.mask_ratio))
     products = blocks(encoder, encoder.embed_dim) + blocks(decoder, decoder.embed.out_features)
-    products += patches * encoder.patch_embed.proj.weight.numel() + (1 + patches) * decoder.embed.weight.numel()
-    products += hidden * decoder.pred.weight.numel()
-    return 3.0 * 2.0 * products * crops
-
-
-def matmul_ceiling(device: torch.device, dtype: torch.dtype) -> float:
-    """Best rate of one large square matrix product, in floating-point operations a second."""
-    n = 8192 if device.type == "cuda" else 1536
-    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
-    clock = pick_clock(device)
-    times = []
-    for _ in range(6):
-        start = clock()
-        a @ b
-        times.append(clock() - start)
-    return 2 * n**3 / min(times)
-
-
-def peak_memory(step: Step, device: torch.device) -> float | None:
-    """GiB that a step holds at its peak beside weights and optimiser state; None where it cannot be measured.
-
-    Call it after a first step, which makes the optimiser's state.
-    """
-    gc.collect()
-    if device.type == "cuda":
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        step()
-        return (torch.cuda.max_memory_allocated(device) - before) / 2**30
-    try:
-        # Linux: give freed memory back, then start the high-water mark of the resident memory anew.
-        ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")
-        before = _status("VmRSS")
-        step()
-        return (_status("VmHWM") - before) / 2**20
-    except (OSError, AttributeError):
-        return None
-
-
-def _status(field: str) -> int:
-    """KiB of a field of the process's status."""
-    found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    if found is None:
-        raise OSError(f"/proc/self/status has no {field}")
-    return int(found[1])
-
-
-def header(device: torch.device, dtype: torch.dtype, ceiling: float) -> str:
-    """What was measured on."""
-    if device.type == "cuda":
-        where = torch.cuda.get_device_name(device)
-    else:
-        clock = "processor time" if pick_clock(device) is time.process_time else "time on the wall"
-        where = f"{_processor()}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads, {clock}"
-    load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
-    return (
-        f"torch {torch.__version__}, {where} ({os.cpu_count()} cores{load}), {str(dtype).removeprefix('torch.')}; "
-        f"one large matmul: {ceiling / 1e9:,.0f} GFLOP/s"
-    )
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.is_file() else None
-    return found[1] if found else platform.processor() or platform.machine()
+    products += (1 + patches) * decoder.embed.weight.numel() + hidden * decoder.pred.weight.numel()
+    embedding = patches * encoder.patch_embed.proj.weight.numel()
+    return 2.0 * crops * (3 * products + 2 * embedding)
 
 
 if __name__ == "__main__":

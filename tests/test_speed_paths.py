@@ -8,7 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from test_vit import images, randomized
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 import adpe
 from adpe import positions, vit
@@ -83,6 +85,14 @@ def test_the_benchmark_sees_a_disagreement() -> None:
     loss, gradient = speed.disagreement(model, plain, x, u)
     assert loss > 1e-5
     assert gradient > 1e-4
+
+
+def test_matmul_flops_are_those_that_torch_counts() -> None:
+    model = autoencoder("absolute", (12, 20)).double()
+    x = images(12, 20, count=3).double()
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        model(x, noise(model, x)).backward()
+    assert speed.matmul_flops(model, 3, 15) == counter.get_total_flops()
 
 
 @pytest.mark.parametrize("variant", ["absolute coordinate", "relative embedding", "relative coordinate"])

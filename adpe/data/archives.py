@@ -28,7 +28,7 @@ from adpe.errors import UserError
 MAX_IMAGE_BYTES = 256 * 2**20  # one encoded image
 MAX_UNPACK_RATIO = 100  # a compressed tar may grow by this factor ...
 MIN_UNPACK_BYTES = 64 * 2**20  # ... or to this size, whichever is more
-COMPRESSED = {".tar.xz": lzma.open, ".txz": lzma.open, ".tar.gz": gzip.open, ".tgz": gzip.open}
+COMPRESSED: dict[str, Any] = {".tar.xz": lzma.open, ".txz": lzma.open, ".tar.gz": gzip.open, ".tgz": gzip.open}
 
 # Everything that the libraries raise on a damaged file.
 DAMAGE: tuple[type[Exception], ...] = (
