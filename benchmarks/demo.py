@@ -171,7 +171,8 @@ def _run_stage(stage: Stage, title: str, progress: Progress) -> None:
             process.terminate()
             raise
     if process.returncode or not stage.record.is_file():
-        shown = "\n".join(last)
+        said = [line for line in last if line.startswith("error: ")]
+        shown = "\n".join(said or last)
         raise UserError(f"{title} failed (exit status {process.returncode}); its log is {log} and ends with\n{shown}")
     progress.update(task, completed=1.0, description=title)
 

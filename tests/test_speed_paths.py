@@ -72,7 +72,7 @@ def test_the_plain_implementation_agrees(variant, size) -> None:
 
 
 def test_the_benchmark_sees_a_disagreement() -> None:
-    """Its check passes equal models and catches a wrong weight, and a wrong adversary by its gradient alone."""
+    """Its check passes equal models and catches one wrong weight."""
     model = autoencoder("relative coordinate")
     x = images(16, 16)
     u = noise(model, x)

@@ -13,6 +13,7 @@ from mmengine.registry import HOOKS, MODELS
 from torch import Tensor
 
 from adpe.checkpoint import save_checkpoint
+from adpe.data.multicrop import IMAGENET_MEAN, IMAGENET_STD, normalize_crops
 from adpe.models import create_model
 
 
@@ -23,25 +24,25 @@ class AdPECropsPreprocessor(BaseDataPreprocessor):
     ``inputs`` is ``(B, K, 3, h, w)``, float32 normalised or uint8; uint8 crops are normalised here, on the device.
 
     Args:
-        mean: of R, G, B in 0..255, for uint8 crops.
+        mean: of the three channels, for pixels in 0..1, for uint8 crops.
         std: likewise.
+        non_blocking: copy to the device without waiting.
     """
 
     def __init__(
         self,
-        mean: tuple[float, ...] = (123.675, 116.28, 103.53),
-        std: tuple[float, ...] = (58.395, 57.12, 57.375),
+        mean: tuple[float, ...] = IMAGENET_MEAN,
+        std: tuple[float, ...] = IMAGENET_STD,
         non_blocking: bool = True,
     ) -> None:
         super().__init__(non_blocking)
-        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
+        self.mean, self.std = tuple(mean), tuple(std)
 
     def forward(self, data: dict[str, Any], training: bool = False) -> dict[str, Any]:
         inputs = self.cast_data(data["inputs"])
         crops = inputs.flatten(0, 1)
         if crops.dtype == torch.uint8:
-            crops = (crops.float() - self.mean) / self.std
+            crops = normalize_crops(crops, self.mean, self.std)
         return {"inputs": crops, "data_samples": data.get("data_samples")}
 
 

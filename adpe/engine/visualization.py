@@ -87,7 +87,7 @@ class AdPEVisualizationHook(Hook):
             h, w = model.encoder.patch_embed.grid(images)
             # Drawn on the CPU: the same mask on every device.
             noise = torch.rand(len(images), h * w, generator=torch.Generator().manual_seed(0)).to(images.device)
-            mean, std = ((values.flatten() / 255).tolist() for values in (preprocessor.mean, preprocessor.std))
+            mean, std = preprocessor.mean, preprocessor.std
             columns = reconstruct(model, images, noise, mean, std)
             title = f"{'epoch' if self.by_epoch else 'iteration'} {step}: {describe_reconstruction(model)}"
             runner.visualizer.add_image("reconstructions", to_array(draw_images(columns, title)), step=step)

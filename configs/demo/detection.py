@@ -29,7 +29,7 @@ model = dict(
     ),
     backbone=dict(type="AdPEViT", out_indices=(3,), final_norm=True, init_cfg=_base_.initialisation, **_base_.encoder),
     neck=dict(
-        type="AdPESimpleFeaturePyramid", in_channels=128, out_channels=channels, scales=(2.0, 1.0, 0.5), num_outs=3
+        type="AdPESimpleFeaturePyramid", in_channels=96, out_channels=channels, scales=(2.0, 1.0, 0.5), num_outs=3
     ),
     rpn_head=dict(
         type="RPNHead",

@@ -15,7 +15,7 @@ image_size = 64
 crop_size = 64
 max_iters = 500
 lr = 1e-3
-width = 128
+width = 96
 norm_cfg = dict(type="BN")
 model = dict(
     type="EncoderDecoder",
