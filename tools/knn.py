@@ -63,7 +63,7 @@ def main() -> int:
     args = parser.parse_args()
     try:
         splits = [ImageSource(args.source, split=split) for split in (args.train_split, args.test_split)]
-        labels = [source.labels[torch.tensor(spaced(len(source), args.limit))] for source in splits]
+        labels = [torch.as_tensor(source.labels)[spaced(len(source), args.limit)] for source in splits]
         for checkpoint in track(args.checkpoints, description="k-NN", disable=not sys.stdout.isatty()):
             encoder = build_encoder(checkpoint)
             size = args.size or encoder.img_size[0]
