@@ -12,11 +12,13 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -89,9 +91,10 @@ def run_demo(options: Options, console: Console | None = None) -> Path:
     work_dir = options.work_dir.resolve()
     data_root, images, name = _data(options, work_dir, console)
     stages = _stages(options, work_dir, data_root, images, name)
+    titles = {stage.work_dir: f"[{i}/{len(stages)}] {stage.title}" for i, stage in enumerate(stages, start=1)}
     with _progress(console) as progress:
-        for number, stage in enumerate(stages, start=1):
-            _run_stage(stage, f"[{number}/{len(stages)}] {stage.title}", progress)
+        for group in _groups(stages):
+            _run_group(group, titles, progress)
     page = write_report(work_dir, data_root, name, stages, console)
     console.print(f"\nDone in {(time.time() - start) / 60:.1f} minutes. Everything lies in {work_dir}:")
     for label, path in (("page", page), ("table", work_dir / "leaderboard.md"), ("pictures", work_dir / "pictures")):
@@ -138,12 +141,41 @@ def _stages(options: Options, work_dir: Path, data_root: Path, images: Sequence[
                 own: dict[str, Any] = {**shared, "num_classes": len(classes), "record.dataset": name}
                 if start == "pretrained":
                     own["pretrained"] = pretraining.work_dir / "encoder.safetensors"
-                title = f"{task} from a {start} start, seed {seed}"
+                title = f"{task}, {start} start, seed {seed}"
                 stages.append(Stage(title, f"configs/demo/{task}.py", folder / f"{task}-{start}", seed, own))
     return stages
 
 
-def _run_stage(stage: Stage, title: str, progress: Progress) -> None:
+def _groups(stages: Sequence[Stage]) -> list[list[Stage]]:
+    """Stages that may run at the same time: the two starts of a task, where there are cores to spare and no GPU."""
+    groups: list[list[Stage]] = []
+    pairs = (os.cpu_count() or 1) >= 2 and not torch.cuda.is_available()
+    for stage in stages:
+        if pairs and groups and groups[-1][0].config == stage.config and groups[-1][0].seed == stage.seed:
+            groups[-1].append(stage)
+        else:
+            groups.append([stage])
+    return groups
+
+
+def _run_group(group: Sequence[Stage], titles: Mapping[Path, str], progress: Progress) -> None:
+    """Run stages side by side, each with its share of the cores; if one fails, stop the others."""
+    threads = max(1, (os.cpu_count() or 1) // len(group))
+    running: list[subprocess.Popen[str]] = []
+    with ThreadPoolExecutor(len(group)) as pool:
+        futures = [pool.submit(_run_stage, s, titles[s.work_dir], progress, threads, running) for s in group]
+        try:
+            for future in as_completed(futures):
+                future.result()
+        except BaseException:
+            for process in running:
+                process.terminate()
+            raise
+
+
+def _run_stage(
+    stage: Stage, title: str, progress: Progress, threads: int, running: list[subprocess.Popen[str]]
+) -> None:
     """Run one training, following its log; leave it alone if its record is there."""
     task = progress.add_task(title, total=1.0)
     if stage.record.is_file():
@@ -152,24 +184,21 @@ def _run_stage(stage: Stage, title: str, progress: Progress) -> None:
     stage.work_dir.mkdir(parents=True, exist_ok=True)
     log = stage.work_dir / "output.log"
     last: deque[str] = deque(maxlen=12)
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    environment = {"OMP_NUM_THREADS": str(threads), **os.environ, "PYTHONUNBUFFERED": "1"}
     epochs = _epochs(stage)
     with open(log, "w") as file, subprocess.Popen(
         stage.command(), cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     ) as process:
         assert process.stdout is not None
-        try:
-            for line in process.stdout:
-                file.write(line)
-                file.flush()
-                last.append(line.rstrip())
-                done = _fraction(line, epochs)
-                if done is not None:
-                    loss = re.search(r"  loss: ([\d.]+)", line)
-                    progress.update(task, completed=done, description=f"{title}  loss {loss[1]}" if loss else title)
-        except BaseException:
-            process.terminate()
-            raise
+        running.append(process)
+        for line in process.stdout:
+            file.write(line)
+            file.flush()
+            last.append(line.rstrip())
+            done = _fraction(line, epochs)
+            if done is not None:
+                loss = re.search(r"  loss: ([\d.]+)", line)
+                progress.update(task, completed=done, description=f"{title}, loss {loss[1]}" if loss else title)
     if process.returncode or not stage.record.is_file():
         said = [line for line in last if line.startswith("error: ")]
         shown = "\n".join(said or last)
@@ -195,7 +224,7 @@ def _fraction(line: str, epochs: int) -> float | None:
 
 
 def _progress(console: Console) -> Progress:
-    columns = (TextColumn("{task.description:60}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), TimeElapsedColumn(), TimeRemainingColumn())
     return Progress(*columns, console=console)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,7 +56,9 @@ def write_report(work_dir: Path, data_root: Path, name: str, stages: Sequence[St
         chart = Chart("Training loss", "iteration", "loss", {"loss": curves.get("loss", [])})
         runs += [Run(record, charts=[chart]) for record in found[-1:]]
     first = [stage for stage in stages if stage.seed == stages[0].seed]
-    shown = _pictures(first, pictures, name)
+    with open(work_dir / "report.log", "w") as log, redirect_stdout(log), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the frameworks' deprecations; their own tables go to the log
+        shown = _pictures(first, pictures, name)
     board = build_leaderboard(records, baseline="random", faults=faults)
     print_terminal(board, console)
     write_text(work_dir / "leaderboard.md", to_markdown(board))

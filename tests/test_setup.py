@@ -32,7 +32,8 @@ def tree(tmp_path: Path) -> Path:
 
 
 def environment(**variables: str) -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if name not in ("PYTHON", "VENV")} | variables
+    own = ("PYTHON", "VENV", "MAKEFLAGS", "MAKELEVEL", "MFLAGS")  # the tests may themselves be run by make
+    return {name: value for name, value in os.environ.items() if name not in own} | variables
 
 
 def setup(tree: Path, **variables: str) -> subprocess.CompletedProcess[str]:
