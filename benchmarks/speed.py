@@ -21,7 +21,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if __name__ == "__main__":
+    # Instead of the script's own folder, where statistics.py would hide the standard one from torch.compile.
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from adpe.mae import MaskedAutoencoder
 from adpe.models import create_model

@@ -101,9 +101,8 @@ model = dict(
 train_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="LoadAnnotations", with_bbox=True, with_mask=True),
-    dict(type="RandomResize", scale=(4 * image_size, image_size), ratio_range=(0.75, 1.5), keep_ratio=True),
+    dict(type="Resize", scale=(4 * image_size, image_size), keep_ratio=True),
     dict(type="RandomCrop", crop_size=(crop_size, crop_size), allow_negative_crop=True),
-    dict(type="PhotoMetricDistortion"),
     dict(type="PackDetInputs"),
 ]
 test_pipeline = [

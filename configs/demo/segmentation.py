@@ -14,7 +14,8 @@ num_classes = 11
 image_size = 64
 crop_size = 64
 max_iters = 500
-lr = 1e-3
+lr = 5e-4
+head_lr_mult = 20.0
 width = 96
 norm_cfg = dict(type="BN")
 model = dict(
@@ -62,9 +63,8 @@ model = dict(
 train_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="LoadAnnotations", reduce_zero_label=True),
-    dict(type="RandomResize", scale=(4 * image_size, image_size), ratio_range=(0.75, 1.5), keep_ratio=True),
+    dict(type="Resize", scale=(4 * image_size, image_size), keep_ratio=True),
     dict(type="RandomCrop", crop_size=(crop_size, crop_size), cat_max_ratio=0.95),
-    dict(type="PhotoMetricDistortion"),
     dict(type="PackSegInputs"),
 ]
 test_pipeline = [
@@ -104,7 +104,12 @@ effective_batch = 16
 optim_wrapper = dict(
     type="OptimWrapper",
     optimizer=dict(type="AdamW", lr=lr, betas=(0.9, 0.999), weight_decay=0.05, fused=True),
-    paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0),
+    paramwise_cfg=dict(
+        norm_decay_mult=0.0,
+        bias_decay_mult=0.0,
+        # The heads' classifiers start at 0.01 and would need thousands of steps at the encoder's rate.
+        custom_keys={name: dict(lr_mult=head_lr_mult) for name in ("neck", "decode_head", "auxiliary_head")},
+    ),
 )
 param_scheduler = [
     dict(type="LinearLR", start_factor=1e-3, begin=0, end=max(1, max_iters // 20), by_epoch=False),
