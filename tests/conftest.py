@@ -1,10 +1,21 @@
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 
 # Small tensors: one thread is the fastest, and the same on every machine.
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def no_visualizer_of_an_earlier_test() -> None:
+    """Forget visualizers: mmengine names them to the second, and two quick tests would share one and its folder."""
+    module = sys.modules.get("mmengine.visualization")
+    if module is not None:
+        for cls in (module.Visualizer, *module.Visualizer.__subclasses__()):
+            cls._instance_dict.clear()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
