@@ -18,7 +18,7 @@ from adpe.data.images import ImageSource
 from adpe.data.multicrop import MultiCrop, crop_generator
 from adpe.errors import UserError
 from adpe.knn import features, knn_accuracy
-from adpe.models import PRETRAINING_OPTIONS, create_encoder
+from adpe.models import create_model
 from adpe.vit import VisionTransformer
 
 
@@ -39,13 +39,11 @@ def spaced(count: int, limit: int | None) -> list[int]:
 def build_encoder(checkpoint: str) -> VisionTransformer:
     """The encoder of a training checkpoint, loaded."""
     config = read_model_config(checkpoint) or {}
-    options = {key: value for key, value in config.items() if key not in (*PRETRAINING_OPTIONS, "type", "compile")}
+    options = {key: value for key, value in config.items() if key not in ("type", "compile", "data_preprocessor")}
     name = options.pop("model", None)
     if not isinstance(name, str):
         raise UserError(f"{checkpoint} does not say of which model it is: expected a checkpoint of pretraining.")
-    if config.get("adversary") == "coordinate" and options.get("position") == "relative":
-        options["position"] = "relative_interpolated"
-    encoder = create_encoder(name, **options)
+    encoder = create_model(name, **options).encoder
     load_checkpoint(encoder, checkpoint, verbose=False)
     return encoder
 
