@@ -26,8 +26,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from adpe.attention import RelativeTerm
 from adpe.positions import CLASS_BUCKET, axis_weights, grid_coordinates, pair_weights, sincos, token_weights
-from adpe.vit import Position, RelativeTerm
+from adpe.vit import Position
 
 Mode = Literal["embedding", "coordinate"]
 Norm = Literal["l2", "linf"]

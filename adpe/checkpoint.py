@@ -1,16 +1,11 @@
-"""One reader for every checkpoint format, and a load report that can fail.
+"""Loading checkpoints of any known format with a report that can fail, and writing ours.
 
-Our names are those of :class:`adpe.MaskedAutoencoder`: ``encoder.*`` (timm's ViT names), ``mask_token``, ``decoder.*``
-and ``adversary.*``. The reader translates checkpoints of this project (pretraining and fine-tuning), of the AdPE
-reference (absolute and relative), of MAE and of timm's ViTs, unwrapped from ``model``, ``state_dict``, ``module.`` and
-``backbone.``. Nothing in a checkpoint is executed: pickles are read by torch's ``weights_only`` reader, which knows
-tensors and plain containers alone.
+The files are read by `adpe.checkpoint_files`, which executes nothing of them; their names are translated by
+`adpe.checkpoint_formats`. What is loaded, resized, left out or missing is in the report, tensor by tensor.
 """
 
 from __future__ import annotations
 
-import ast
-import pickle
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -19,23 +14,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from adpe.checkpoint_files import read_file
+from adpe.checkpoint_formats import summarize, to_our_names
 from adpe.errors import UserError, require
 from adpe.files import atomic_write
 from adpe.positions import sincos_table
 from adpe.vit import VisionTransformer, resample_pos_embed
 
-# Prefixes that DistributedDataParallel, torch.compile and a model that holds the model put before names, in any order.
-WRAPPERS = r"(?:(?:module|_orig_mod|model)\.)*"
-
-RENAMES = [
-    (r"decoder_blocks\.", "decoder.blocks."),
-    (r"decoder_(embed|norm|pred)\.", r"decoder.\1."),
-    (r"(.*)\.attn\.rpe_k\.lookup_table_weight", r"\1.attn.rel_pos_table"),
-    (r"(cls_token|pos_embed|patch_embed|blocks|norm|fc_norm|head)(\.|$)", r"encoder.\1\2"),
-    (r"decoder_pos_embed$", "decoder.pos_embed"),
-]
+BEIT_TABLE = ".relative_position_bias_table"
+# What to say of names (regular expressions) that do not fit.
+HINTS = {
+    r"cls_token$": "class_token=False for a checkpoint without one, as ViTDet's",
+    "rel_pos_table": "position='relative' or 'relative_interpolated' for a checkpoint with relative positions",
+    r"\.ls1\.": "LayerScale in both or in neither: init_values=",
+    "relative_position_bias_table": "BEiT's relative bias in both or in neither: use_rel_pos_bias=",
+    r"\.rel_pos_h": "ViTDet's decomposed relative positions in both or in neither: use_rel_pos=",
+    "reg_token|register_token|storage_token": "this encoder has no register tokens, which take part in attention: "
+    "take the checkpoint without registers",
+    r"\.mlp\.w12": "SwiGLU is not supported: take a checkpoint with a GELU MLP",
+}
 
 
 @dataclass
@@ -87,63 +87,16 @@ class LoadReport:
         return "\n".join(lines)
 
 
-def summarize(names: Iterable[str]) -> str:
-    """Names of tensors in a few words: ``decoder.* (22), blocks.*.attn.rel_pos_table (12), mask_token``."""
-    parts: dict[str, dict[str, int]] = {}
-    for name in names:
-        pattern = re.sub(r"(?<=\.)\d+(?=\.)", "*", name)
-        counts = parts.setdefault(name.partition(".")[0], {})
-        counts[pattern] = counts.get(pattern, 0) + 1
-    words: list[tuple[str, int]] = []
-    for first, counts in parts.items():
-        words += counts.items() if len(counts) <= 3 else [(f"{first}.*", sum(counts.values()))]
-    text = ", ".join(f"{word} ({count})" if count > 1 else word for word, count in words[:6])
-    return text + (f" and {len(words) - 6} more" if len(words) > 6 else "")
-
-
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     """Tensors of a checkpoint file in our names.
 
     Args:
-        path: ``.safetensors``, or anything that ``torch.save`` wrote.
+        path: see :func:`adpe.checkpoint_files.read_file`; names: see :mod:`adpe.checkpoint_formats`.
 
     Raises:
         UserError: if the file is missing, empty, truncated, not a checkpoint, holds code, or no encoder.
     """
-    return to_our_names(_read_file(Path(path)), str(path))
-
-
-def read_model_config(path: str | Path) -> dict[str, Any] | None:
-    """The ``model`` of the config that a training checkpoint carries as text in its ``meta``; None if it has none.
-
-    The text is parsed as literals and calls of ``dict``; nothing in it is executed.
-
-    Raises:
-        UserError: as :func:`read_checkpoint`.
-    """
-    meta = _read_file(Path(path)).get("meta")
-    text = meta.get("cfg") if isinstance(meta, Mapping) else None
-    if not isinstance(text, str):
-        return None
-    try:
-        for node in ast.parse(text).body:
-            if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == ["model"]:
-                model = ast.literal_eval(_DictCalls().visit(node.value))
-                return model if isinstance(model, dict) else None
-    except (SyntaxError, ValueError):
-        pass
-    return None
-
-
-class _DictCalls(ast.NodeTransformer):
-    """``dict(a=1)`` to ``{"a": 1}``, as ``ast.literal_eval`` wants it."""
-
-    def visit_Call(self, node: ast.Call) -> ast.AST:
-        self.generic_visit(node)
-        if ast.unparse(node.func) != "dict" or node.args:
-            return node
-        keys: list[ast.expr | None] = [ast.Constant(keyword.arg) if keyword.arg else None for keyword in node.keywords]
-        return ast.Dict(keys, [keyword.value for keyword in node.keywords])
+    return to_our_names(read_file(path), str(path))
 
 
 def load_checkpoint(
@@ -166,17 +119,22 @@ def load_checkpoint(
         UserError: if a tensor has another shape, or coverage is not full beyond what is allowed. The model is
             untouched then.
     """
-    state = read_checkpoint(path)
     report = LoadReport(str(path))
+    state = to_our_names(read_file(path), str(path), report.dropped)
     if isinstance(model, VisionTransformer):
         for name in [name for name in state if not name.startswith("encoder.")]:
             report.dropped[name] = "not part of the encoder"
         state = {name.removeprefix("encoder."): state[name] for name in state if name.startswith("encoder.")}
     encoder: Any = model if isinstance(model, VisionTransformer) else model.encoder
     prefix = "" if encoder is model else "encoder."
-    _settle_positions(encoder, model, state, prefix, report)
-
     wanted = model.state_dict()
+    _settle_positions(encoder, wanted, state, prefix, report)
+    _resize_relative_tables(encoder, wanted, state, report)
+    if f"{prefix}fc_norm.weight" in wanted and f"{prefix}fc_norm.weight" not in state:
+        for name in [name for name in state if name.startswith(f"{prefix}head.")]:
+            del state[name]
+            report.dropped[name] = "head over the class token; ours is over the mean of the patch tokens"
+
     loaded: dict[str, Tensor] = {}
     for name, tensor in wanted.items():
         if name not in state:
@@ -199,17 +157,20 @@ def load_checkpoint(
         if name not in wanted:
             if re.match(rf"{prefix}(norm|head|fc_norm)\.", name):
                 report.dropped[name] = "norm or head that this model does not have"
+            elif name == f"{prefix}cls_token":
+                report.dropped[name] = "class token, which this model does not have (class_token=False)"
+            elif effect := _no_effect(name, state[name]):
+                report.dropped[name] = effect
             else:
                 report.unexpected.append(name)
     missing = _not_allowed(report.missing, allow_missing)
     unexpected = _not_allowed(report.unexpected, allow_unexpected)
     if missing or unexpected or not report.matched:
-        hint = "Set the model to what the checkpoint holds"
-        if any("rel_pos_table" in name for name in missing + unexpected):
-            hint += " (position='relative' or 'relative_interpolated' for a checkpoint with relative positions)"
+        hints = [text for part, text in HINTS.items() if any(re.search(part, name) for name in missing + unexpected)]
         raise UserError(
             f"{path} does not fit the model, which is left as it was.\n{report.details()}\n"
-            f"{hint}, or allow the difference with allow_missing=/allow_unexpected= (shell patterns)."
+            f"Set the model to what the checkpoint holds{''.join(f' ({hint})' for hint in hints)}, or allow the "
+            "difference with allow_missing=/allow_unexpected= (shell patterns)."
         )
     model.load_state_dict(loaded, strict=False)
     if verbose:
@@ -233,87 +194,92 @@ def save_checkpoint(state: Mapping[str, Tensor], path: str | Path, metadata: Map
         save_file(tensors, temporary, metadata=dict(metadata or {}))
 
 
-def to_our_names(state: Mapping[str, object], source: str = "checkpoint") -> dict[str, Tensor]:
-    """Translate a state dict of any known format.
-
-    Args:
-        state: raw names, possibly nested under ``model`` or ``state_dict``.
-        source: what error messages call it.
-
-    Raises:
-        UserError: if it holds no encoder.
-    """
-    tensors = {_unwrap_name(name): tensor for name, tensor in _unwrap(state).items()}
-    if any(name.startswith("backbone.") for name in tensors):
-        # A fine-tuned detector or segmentor: the rest are its heads.
-        tensors = {name.removeprefix("backbone."): t for name, t in tensors.items() if name.startswith("backbone.")}
-    translated: dict[str, Tensor] = {}
-    stacks: dict[str, dict[int, Tensor]] = {}
-    for name, tensor in tensors.items():
-        match = re.fullmatch(r"(decoder_)?blocks\.(\d+)\.attn\.rpe_k\.(adv_token|adv_shift|no_shift)", name)
-        if match and match[3] != "no_shift":
-            stage = "adversary.decoder" if match[1] else "adversary.encoder"
-            stacks.setdefault(stage, {})[int(match[2])] = tensor.flatten()
-        elif match is None:
-            translated[_rename(name, tensor)] = tensor.squeeze(0) if name.endswith("lookup_table_weight") else tensor
-    for name, rows in stacks.items():
-        translated[name] = torch.stack([rows[i] for i in sorted(rows)])
-    if not any(name.startswith("encoder.blocks.") for name in translated):
-        some = summarize(tensors or map(str, state)) or "nothing"
-        raise UserError(
-            f"{source} holds no ViT encoder: expected names such as blocks.0.attn.qkv.weight, found {some}."
-        )
-    return translated
-
-
-def _rename(name: str, tensor: Tensor) -> str:
-    if name == "adv_token":  # the reference's one name for two things, told apart by their rank
-        return "adversary.token" if tensor.ndim == 3 else "adversary.shift"
-    for pattern, replacement in RENAMES:
-        name = re.sub(rf"^{pattern}", replacement, name)
-    return name
-
-
-def _unwrap(state: Mapping[str, object]) -> dict[str, Tensor]:
-    for key in ("state_dict", "model"):
-        inner = state.get(key)
-        if isinstance(inner, Mapping):
-            return _unwrap(inner)
-    return {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
-
-
-def _unwrap_name(name: str) -> str:
-    return re.sub(f"^{WRAPPERS}", "", name)
-
-
 def _settle_positions(
-    encoder: VisionTransformer, model: nn.Module, state: dict[str, Tensor], prefix: str, report: LoadReport
+    encoder: VisionTransformer, wanted: Mapping[str, Tensor], state: dict[str, Tensor], prefix: str, report: LoadReport
 ) -> None:
     """Drop fixed tables that the model recomputes, after checking them by value; resize learned ones."""
+    if f"{prefix}pos_embed" in set(wanted) - set(state) and any(name.endswith(BEIT_TABLE) for name in state):
+        state[f"{prefix}pos_embed"] = torch.zeros_like(wanted[f"{prefix}pos_embed"])
+        report.resized[f"{prefix}pos_embed"] = "zeros, as BEiT has no absolute positions"
     for name in (f"{prefix}pos_embed", "decoder.pos_embed"):
         table = state.get(name)
         if table is None:
             continue
+        side = round(table.shape[1] ** 0.5) if table.ndim == 3 else 0
+        if side > 1 and table.shape[1] == side**2:  # timm's no_embed_class: nothing is added to the class token
+            table = torch.cat([torch.zeros_like(table[:, :1]), table], dim=1)
+            state[name] = table
+            report.resized[name] = "a row of zeros added for the class token, which has no position"
         side = round(max(table.shape[1] - 1, 0) ** 0.5) if table.ndim == 3 else 0
         square = side > 0 and table.shape[1] == 1 + side**2
-        if name in model.state_dict():
+        if name in wanted:
             grid = (encoder.img_size[0] // encoder.patch_size, encoder.img_size[1] // encoder.patch_size)
             if table.ndim == 3 and table.shape[1] == 1 + grid[0] * grid[1]:
                 continue
             if not square:
                 raise UserError(
-                    f"{report.path}: {name} has shape {tuple(table.shape)}: without a class token and a square grid it "
-                    f"cannot be resized to {grid[0]}x{grid[1]} patches. Set img_size to that of the checkpoint."
+                    f"{report.path}: {name} has shape {tuple(table.shape)}: without a square grid and at most a class "
+                    f"token it cannot be resized to {grid[0]}x{grid[1]} patches. Set img_size to that of the "
+                    "checkpoint."
                 )
             state[name] = resample_pos_embed(table, (side, side), grid)
             report.resized[name] = f"bicubic, {side}x{side} to {grid[0]}x{grid[1]} patches"
         elif square and _is_sincos(table, side):
             del state[name]
+            report.resized.pop(name, None)
             report.dropped[name] = "fixed sine-cosine table, recomputed for any grid"
         elif name != "decoder.pos_embed":
             raise UserError(
                 f"{report.path}: {name} is a learned table, not the sine-cosine one: set learned_pos_embed=True."
             )
+
+
+def _resize_relative_tables(
+    encoder: VisionTransformer, wanted: Mapping[str, Tensor], state: dict[str, Tensor], report: LoadReport
+) -> None:
+    """Fit BEiT's and ViTDet's relative tables to windows of another size, each as its framework does."""
+    grid = (encoder.img_size[0] // encoder.patch_size, encoder.img_size[1] // encoder.patch_size)
+    for name, table in state.items():
+        if name not in wanted or table.shape == wanted[name].shape or table.shape[-1] != wanted[name].shape[-1]:
+            continue
+        old, new = len(table), len(wanted[name])
+        if name.endswith((".rel_pos_h", ".rel_pos_w")):
+            resized = F.interpolate(table.float().T[None], size=new, mode="linear")[0].T
+            state[name], report.resized[name] = resized.to(table.dtype), f"linear, {old} to {new} offsets (as ViTDet)"
+        elif name.endswith(BEIT_TABLE):
+            side, extra = _offsets(old)
+            window = next((w for w in (grid, ((_offsets(new)[0] + 1) // 2,) * 2) if _length(w) + extra == new), None)
+            if not side or window is None:
+                continue
+            require("timm", "requirements/runtime.txt")
+            from timm.layers import resize_rel_pos_bias_table
+
+            state[name] = resize_rel_pos_bias_table(table, window, tuple(wanted[name].shape)).to(table.dtype)
+            how = f"bicubic on a geometric grid (as BEiT), {(side + 1) // 2}x{(side + 1) // 2} to "
+            report.resized[name] = f"{how}{window[0]}x{window[1]} windows"
+
+
+def _length(window: tuple[int, int]) -> int:
+    """Offsets within a window of (h, w) patches."""
+    return (2 * window[0] - 1) * (2 * window[1] - 1)
+
+
+def _offsets(length: int) -> tuple[int, int]:
+    """Side of a square table of offsets, and its rows for pairs with the class token (3 or none); (0, 0) if neither."""
+    for extra in (3, 0):
+        side = round((length - extra) ** 0.5)
+        if side % 2 and side**2 == length - extra:
+            return side, extra
+    return 0, 0
+
+
+def _no_effect(name: str, tensor: Tensor) -> str | None:
+    """Why a tensor that the model lacks may be left out without changing what the encoder computes."""
+    if re.search(r"\.ls[12]\.gamma$", name) and bool((tensor == 1).all()):
+        return "LayerScale of ones, without effect"
+    if name.endswith((BEIT_TABLE, ".rel_pos_h", ".rel_pos_w")) and not tensor.any():
+        return "relative positions of zeros, without effect"
+    return None
 
 
 def _is_sincos(table: Tensor, side: int) -> bool:
@@ -322,32 +288,6 @@ def _is_sincos(table: Tensor, side: int) -> bool:
     exact = sincos_table(side, side, table.shape[2], torch.float32, torch.device("cpu"))
     # Half-precision copies are rounded to 1/256.
     return torch.allclose(exact, table.float(), atol=1e-5 if table.dtype == torch.float32 else 4e-3)
-
-
-def _read_file(path: Path) -> Mapping[str, object]:
-    if not path.is_file():
-        raise UserError(f"Checkpoint {path} does not exist: give the path of a .pth, .pt or .safetensors file.")
-    if path.stat().st_size == 0:
-        raise UserError(f"Checkpoint {path} is empty (0 bytes): write or download it again.")
-    try:
-        if path.suffix == ".safetensors":
-            require("safetensors", "requirements/runtime.txt")
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        found = re.search(r"(?:GLOBAL|global|class) `?([\w.]+)", str(error))
-        what = f"{found[1]}, which is code and is not run" if found else "no tensors that can be read safely"
-        raise UserError(f"Checkpoint {path} holds {what}. Save its state_dict() alone, or convert it.") from None
-    except UserError:
-        raise
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path} is not a readable checkpoint, or it is truncated ({reason}).") from None
-    if not isinstance(state, Mapping):
-        raise UserError(f"Checkpoint {path} holds a {type(state).__name__}, expected a dict of tensors.")
-    return state
 
 
 def _not_allowed(names: list[str], patterns: Iterable[str]) -> list[str]:

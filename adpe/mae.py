@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from adpe.adversary import Mode, Norm, Variant, build_adversary
+from adpe.layers import Block, LayerNorm, init_linear, run_blocks
 from adpe.positions import sincos_table
-from adpe.vit import Block, LayerNorm, Position, VisionTransformer, init_linear, run_blocks
+from adpe.vit import Position, VisionTransformer
 
 MaskTokens = Literal["encoder", "decoder"]
 
@@ -100,6 +101,8 @@ class MaskedAutoencoder(nn.Module):
             raise ValueError("An adversary and relative positions need mask_tokens='encoder' (MAE+); MAE has neither.")
         if not adversary and (adversary_norm or adversary_epsilon or adversary_variant != "masked_keys"):
             raise ValueError("adversary_norm, _epsilon and _variant need an adversary: set adversary=.")
+        if encoder.cls_token is None or encoder.needs_grid:
+            raise ValueError("Pretraining has a class token, and no windows, use_rel_pos or use_rel_pos_bias.")
         if encoder.num_classes:
             raise ValueError("Pretraining needs an encoder without classes: set num_classes=0.")
         if decoder_embed_dim % decoder_num_heads or decoder_embed_dim % 4:
@@ -151,6 +154,7 @@ class MaskedAutoencoder(nn.Module):
         encoder = self.encoder
         grid = encoder.patch_embed.grid(images)
         patches = encoder.patch_embed(images)
+        assert encoder.cls_token is not None
         table = encoder.position_table(grid, encoder.cls_token)  # not rounded by autocast
         positions, terms = table[:, 1:], [encoder.relative_term(grid)] * len(encoder.blocks)
         if self.mask_tokens == "encoder":

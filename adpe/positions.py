@@ -12,9 +12,12 @@ width of a head, ``H`` the number of heads.
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, wraps
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 BUCKETS_PER_AXIS = 7
@@ -26,6 +29,22 @@ ALPHA, BETA, GAMMA = 1.9, 3.8, 15.2
 
 # Above this many tokens the (N, 50, N) weights no longer pay, and the two axes are contracted one after the other.
 DENSE_TOKENS = 400
+
+
+def cached_table(function: Callable) -> Any:
+    """Keep the last 32 tables that `function` made, by its arguments.
+
+    Nothing is kept while a model is compiled or exported: the tensors of a tracer must not outlive it.
+    """
+    cached = lru_cache(maxsize=32)(function)
+
+    @wraps(function)
+    def table(*key: Any) -> Any:
+        traced = torch.compiler.is_compiling() or type(torch.empty(0)) is not Tensor
+        return function(*key) if traced else cached(*key)
+
+    table.cache_info = cached.cache_info  # type: ignore[attr-defined]
+    return table
 
 
 def sincos(coordinates: Tensor, dim: int) -> Tensor:
@@ -57,7 +76,7 @@ def grid_coordinates(h: int, w: int, dtype: torch.dtype, device: torch.device | 
     return torch.stack(torch.meshgrid(columns, rows, indexing="xy"), dim=-1).reshape(-1, 2)
 
 
-@lru_cache(maxsize=32)
+@cached_table
 def sincos_table(h: int, w: int, dim: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """``(1, 1 + h * w, dim)`` fixed position table: a zero row for the class token, then the patches."""
     with torch.inference_mode(False):  # a table first needed in evaluation must serve training too
@@ -141,7 +160,7 @@ def pair_weights(rows: Tensor, columns: Tensor, interpolate: bool) -> Tensor:
     return torch.einsum(equation, rows, columns).reshape(*rows.shape[:-3], h * w, CLASS_BUCKET, h * w)
 
 
-@lru_cache(maxsize=32)
+@cached_table
 def token_weights(h: int, w: int, interpolate: bool, dtype: torch.dtype, device: torch.device) -> Tensor:
     """``(N, 50, N)`` weights of every bucket for every pair of tokens (query, bucket, key), class token first."""
     with torch.inference_mode(False):
@@ -158,7 +177,7 @@ def _exact(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-@lru_cache(maxsize=32)
+@cached_table
 def cached_axis_weights(
     h: int, w: int, interpolate: bool, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor]:
@@ -168,30 +187,54 @@ def cached_axis_weights(
         return rows.to(dtype), columns.to(dtype)
 
 
-def relative_logits(scores: Tensor, grid: tuple[int, int], interpolate: bool) -> Tensor:
+def relative_weights(
+    grid: tuple[int, int], interpolate: bool, dtype: torch.dtype, device: torch.device, class_token: bool = True
+) -> tuple[Tensor, ...]:
+    """Weights of the buckets that :func:`relative_logits` needs on a grid, made once for a grid, dtype and device.
+
+    Returns:
+        ``(N, 50, N)`` alone (``(L, 49, L)`` without a class token), or, beyond `DENSE_TOKENS`, those of the two axes.
+    """
+    h, w = grid
+    if h * w + class_token > DENSE_TOKENS:
+        return cached_axis_weights(h, w, interpolate, dtype, device)
+    weights = token_weights(h, w, interpolate, dtype, device)
+    return (weights if class_token else weights[1:, :CLASS_BUCKET, 1:],)
+
+
+def relative_logits(
+    scores: Tensor, grid: tuple[int, int], interpolate: bool, weights: tuple[Tensor, ...] | None = None
+) -> Tensor:
     """Logits of the relative term from the scores of the buckets.
 
     Args:
         scores: ``(B, H, N, 50)``, ``q'_i . r`` for every bucket.
-        grid: ``(h, w)`` with ``N = 1 + h * w``.
+        grid: ``(h, w)`` with ``N = 1 + h * w``, or ``N = h * w`` without a class token.
         interpolate: the interpolated form instead of the discrete one.
+        weights: of :func:`relative_weights`, if they are at hand.
 
     Returns:
         ``(B, H, N, N)``; ``[..., i, j]`` is the score of the pair's bucket, or the interpolated score.
     """
     h, w = grid
-    if scores.shape[2] <= DENSE_TOKENS:
-        return contract(scores, token_weights(h, w, interpolate, scores.dtype, scores.device))
-    rows, columns = cached_axis_weights(h, w, interpolate, scores.dtype, scores.device)
     b, heads, n, _ = scores.shape
+    class_token = n > h * w
+    if weights is None:
+        weights = relative_weights(grid, interpolate, scores.dtype, scores.device, class_token)
+    weights = tuple(weight.to(scores.dtype) for weight in weights)
+    if len(weights) == 1:
+        return contract(scores if class_token else scores[..., :CLASS_BUCKET], weights[0])
+    rows, columns = weights
     # One small product per query: along one axis of the keys, then along the other.
-    patches = scores[:, :, 1:, :CLASS_BUCKET].reshape(b, heads, h, w, BUCKETS_PER_AXIS, BUCKETS_PER_AXIS)
+    patches = scores[:, :, n - h * w :, :CLASS_BUCKET].reshape(b, heads, h, w, BUCKETS_PER_AXIS, BUCKETS_PER_AXIS)
     if interpolate:
         patches = patches.transpose(-1, -2)
     along_rows = rows[:, None] @ patches  # (B, H, h, w, h', 7)
-    pairs = along_rows @ columns.transpose(-1, -2)  # (B, H, h, w, h', w')
+    pairs = (along_rows @ columns.transpose(-1, -2)).reshape(b, heads, h * w, h * w)  # from (B, H, h, w, h', w')
+    if not class_token:
+        return pairs
     logits = scores[..., CLASS_BUCKET:].expand(b, heads, n, n).clone()
-    logits[:, :, 1:, 1:] = pairs.reshape(b, heads, n - 1, n - 1)
+    logits[:, :, 1:, 1:] = pairs
     return logits
 
 
@@ -208,3 +251,58 @@ def contract(scores: Tensor, weights: Tensor) -> Tensor:
     b, heads, n, k = scores.shape
     product = scores.permute(2, 0, 1, 3).reshape(n, b * heads, k) @ weights
     return product.view(n, b, heads, n).permute(1, 2, 0, 3)
+
+
+def decomposed_scores(
+    q: Tensor, rel_pos_h: Tensor, rel_pos_w: Tensor, grid: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """Decomposed relative positions (MViTv2, arXiv 2112.01526; ViTDet): ``q_i . r_h[row_i - row_j]``, and of columns.
+
+    Args:
+        q: ``(B, H, N, d)``, not scaled.
+        rel_pos_h: ``(2 h' - 1, d)``, resized linearly, as detectron2 does, if h' is not the grid's height.
+        rel_pos_w: ``(2 w' - 1, d)``.
+        grid: ``(h, w)``.
+
+    Returns:
+        ``(B, H, N, h)`` for every row of keys and ``(B, H, N, w)`` for every column; 0 for a class token's query.
+    """
+    h, w = grid
+    patches = q[:, :, -h * w :].unflatten(2, grid)
+    rows = torch.einsum("bnhwd,hkd->bnhwk", patches, _offsets(rel_pos_h, h).to(q.dtype)).flatten(2, 3)
+    columns = torch.einsum("bnhwd,wkd->bnhwk", patches, _offsets(rel_pos_w, w).to(q.dtype)).flatten(2, 3)
+    prefix = q.shape[2] - h * w
+    return F.pad(rows, (0, 0, prefix, 0)), F.pad(columns, (0, 0, prefix, 0))
+
+
+def _offsets(table: Tensor, length: int) -> Tensor:
+    """``(length, length, d)``: the row of a table of offsets for every query and key of an axis."""
+    if len(table) != 2 * length - 1:
+        table = F.interpolate(table.T.unsqueeze(0), size=2 * length - 1, mode="linear")[0].T
+    return table.unfold(0, length, 1).flip(-1).transpose(1, 2)
+
+
+def expand_bias(table: Tensor, table_grid: tuple[int, int], grid: tuple[int, int], class_token: bool) -> Tensor:
+    """Relative position bias of every pair of tokens (BEiT, arXiv 2106.08254; mmseg's BEiT and MAE).
+
+    Args:
+        table: ``((2 h' - 1) * (2 w' - 1) + 3, H)``: every offset (row, column), then class token to patch, patch to
+            class token, class token to itself.
+        table_grid: ``(h', w')``.
+        grid: ``(h, w)``; for another one than the table's the offsets are resized bicubically, like timm's
+            ``resize_rel_pos_bias_table_simple``.
+        class_token: whether a class token comes first.
+
+    Returns:
+        ``(H, N, N)``.
+    """
+    (h, w), heads = grid, table.shape[1]
+    offsets = table[:-3].T.reshape(heads, 2 * table_grid[0] - 1, 2 * table_grid[1] - 1)
+    if grid != table_grid:
+        offsets = F.interpolate(offsets.unsqueeze(0), size=(2 * h - 1, 2 * w - 1), mode="bicubic")[0]
+    pairs = offsets.unfold(1, h, 1).unfold(2, w, 1).flip(-1, -2).reshape(heads, h * w, h * w)
+    if not class_token:
+        return pairs
+    first, column, corner = table[-3:].unsqueeze(-1).unsqueeze(-1)
+    top = torch.cat([corner, first.expand(-1, 1, h * w)], dim=2)
+    return torch.cat([top, torch.cat([column.expand(-1, h * w, 1), pairs], dim=2)], dim=1)

@@ -2,213 +2,35 @@
 
 Pre-norm blocks, LayerNorm eps 1e-6, qkv bias, GELU MLP x4 (ViT, arXiv 2010.11929; MAE, arXiv 2111.06377), with fixed
 sine-cosine or learned absolute positions and, optionally, contextual relative positions in every attention layer
-(iRPE, arXiv 2107.14222). Parameter names are timm's, plus `attn.rel_pos_table`.
+(iRPE, arXiv 2107.14222), windows and decomposed relative positions (ViTDet, arXiv 2203.16527), BEiT's relative bias and
+LayerScale (arXiv 2106.08254). Parameter names are timm's, plus `attn.rel_pos_table`, ViTDet's `attn.rel_pos_h` and
+`attn.rel_pos_w`, and BEiT's `attn.relative_position_bias_table`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from adpe.positions import CLASS_BUCKET, NUM_BUCKETS, contract, relative_logits, sincos_table
+from adpe.attention import Attention, RelativeQuery, RelativeTerm
+from adpe.layers import Block, LayerNorm, PatchEmbed, init_linear, run_blocks
+from adpe.positions import cached_table, relative_weights, sincos_table
 
 Position = Literal["absolute", "relative", "relative_interpolated"]
-RelativeQuery = Literal["scaled", "unscaled"]
-LayerNorm = partial(nn.LayerNorm, eps=1e-6)
-
-# From this many tokens on, bfloat16 attention on the CPU is fused as well, for the sake of memory.
-FUSED_TOKENS = 600
-
-
-@dataclass(frozen=True)
-class RelativeTerm:
-    """The relative term of one attention layer, with what an adversary does to it.
-
-    Attributes:
-        grid: ``(h, w)`` patches.
-        interpolate: the interpolated form of the buckets.
-        query: "scaled" multiplies the table by ``q / sqrt(d)``, "unscaled" by ``q``.
-        masked: ``(B, 1, N, 1)``, 1 at masked patches; an adversary acts on those alone.
-        displaced_weights: ``(N, 99, N)`` weights of the 49 buckets for visible queries, of the 49 for masked queries,
-            and of the class bucket; replaces the grid's weights.
-        key_shift: ``(d,)`` added to every bucket of the table where the key is masked.
-        query_shift: ``(d,)`` added to every bucket of the table where the query is masked. The softmax does not see it.
-    """
-
-    grid: tuple[int, int]
-    interpolate: bool
-    query: RelativeQuery = "scaled"
-    masked: Tensor | None = None
-    displaced_weights: Tensor | None = None
-    key_shift: Tensor | None = None
-    query_shift: Tensor | None = None
-
-    def keys(self, k: Tensor) -> Tensor:
-        """Keys ``(B, H, N, d)`` with the key shift: ``q . (k_j + a)`` adds ``q . a`` to every bucket of key j."""
-        if self.masked is None or self.key_shift is None:
-            return k
-        return k + (self.masked * self.key_shift).to(k.dtype)
-
-    def logits(self, q: Tensor, table: Tensor) -> Tensor:
-        """Relative logits ``(B, H, N, N)`` from scaled queries ``(B, H, N, d)`` and a table ``(d, 50)``."""
-        if self.query == "unscaled":
-            table = table * q.shape[-1] ** 0.5
-        scores = q @ table.to(q.dtype)
-        if self.masked is None:
-            return relative_logits(scores, self.grid, self.interpolate)
-        masked = self.masked.to(q.dtype)
-        if self.query_shift is not None:
-            scores = scores + masked * (q @ self.query_shift.to(q.dtype).unsqueeze(-1))
-        if self.displaced_weights is None:
-            return relative_logits(scores, self.grid, self.interpolate)
-        patch, cls = scores.split([CLASS_BUCKET, 1], dim=-1)
-        hidden = patch * masked
-        return contract(torch.cat([patch - hidden, hidden, cls], dim=-1), self.displaced_weights.to(q.dtype))
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention, with a relative term when `relative` is set.
-
-    Args:
-        dim: width D, divisible by `num_heads`.
-        num_heads: H.
-        relative: hold a table of relative positions, ``(D / H, 50)``, shared by all heads, zero at the start.
-    """
-
-    def __init__(self, dim: int, num_heads: int, relative: bool = False) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
-        self.rel_pos_table = nn.Parameter(torch.zeros(dim // num_heads, NUM_BUCKETS)) if relative else None
-
-    def forward(self, x: Tensor, term: RelativeTerm | None = None) -> Tensor:
-        """``(B, N, D)`` to ``(B, N, D)``; `term` is needed when the layer has relative positions."""
-        b, n, dim = x.shape
-        q, k, v = self.qkv(x).view(b, n, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)  # each (B, H, N, d)
-        q = q * q.shape[-1] ** -0.5
-        logits = None
-        if self.rel_pos_table is not None:
-            assert term is not None
-            logits, k = term.logits(q, self.rel_pos_table), term.keys(k)
-        return self.proj(attend(q, k, v, logits).transpose(1, 2).reshape(b, n, dim))
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, logits: Tensor | None = None) -> Tensor:
-    """``softmax(q k^T + logits) v`` by the quickest exact way.
-
-    torch's fused attention, except on the CPU with `logits`, which it there hands to an unfused path (twice as slow in
-    bfloat16 as three products), or in bfloat16, whose backward pass is four times slower (seen at 50 and 197 tokens).
-
-    Args:
-        q: ``(B, H, N, d)``, scaled.
-        k: ``(B, H, N, d)``.
-        v: ``(B, H, N, d)``.
-        logits: ``(B, H, N, N)``, or None.
-
-    Returns:
-        ``(B, H, N, d)``.
-    """
-    written_out = logits is not None or (q.dtype == torch.bfloat16 and q.shape[2] <= FUSED_TOKENS)
-    if q.device.type != "cpu" or not written_out:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=logits, scale=1.0)
-    products = q @ k.transpose(-2, -1)
-    if logits is not None:
-        products += logits
-    return products.softmax(dim=-1) @ v
-
-
-class Mlp(nn.Module):
-    """Two linear layers with GELU between them.
-
-    Training on a CPU in float32 runs them in oneDNN's layout, whose products are some 10% quicker than the default ones
-    (measured on AMD Zen 4); two copies at the borders are cheap.
-    """
-
-    def __init__(self, dim: int, hidden_dim: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(dim, hidden_dim)
-        self.fc2 = nn.Linear(hidden_dim, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.training and x.device.type == "cpu" and x.dtype == torch.float32 and _onednn():
-            return self.fc2(F.gelu(self.fc1(x.to_mkldnn()))).to_dense()
-        return self.fc2(F.gelu(self.fc1(x)))
-
-
-def _onednn() -> bool:
-    """oneDNN's tensors can be used here: they know neither autocast nor the compiler."""
-    free = not (torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling())
-    return free and torch.backends.mkldnn.is_available()
-
-
-class DropPath(nn.Module):
-    """Stochastic depth per sample (arXiv 1603.09382): drop a residual branch with probability `rate` in training."""
-
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.rate = rate
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.rate == 0:
-            return x
-        keep = torch.empty(x.shape[0], *[1] * (x.ndim - 1), dtype=x.dtype, device=x.device).bernoulli_(1 - self.rate)
-        return x * keep / (1 - self.rate)
-
-
-class Block(nn.Module):
-    """Pre-norm transformer block: ``x += attn(norm1(x)); x += mlp(norm2(x))``."""
-
-    def __init__(
-        self, dim: int, num_heads: int, mlp_ratio: float = 4.0, relative: bool = False, drop_path_rate: float = 0.0
-    ) -> None:
-        super().__init__()
-        self.norm1 = LayerNorm(dim)
-        self.attn = Attention(dim, num_heads, relative)
-        self.norm2 = LayerNorm(dim)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio))
-        self.drop_path = DropPath(drop_path_rate)
-
-    def forward(self, x: Tensor, term: RelativeTerm | None = None) -> Tensor:
-        x = x + self.drop_path(self.attn(self.norm1(x), term))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
-
-
-class PatchEmbed(nn.Module):
-    """Stride-p convolution of ``(B, C, H, W)`` into ``(B, L, D)`` patch embeddings."""
-
-    def __init__(self, patch_size: int, in_chans: int, embed_dim: int) -> None:
-        super().__init__()
-        self.patch_size = patch_size
-        self.proj = nn.Conv2d(in_chans, embed_dim, patch_size, stride=patch_size)
-
-    def grid(self, images: Tensor) -> tuple[int, int]:
-        """Patches per column and row, ``(h, w)``.
-
-        Raises:
-            ValueError: if the patch does not divide the image.
-        """
-        height, width = images.shape[-2:]
-        if height % self.patch_size or width % self.patch_size:
-            raise ValueError(f"Images of {height}x{width} pixels are not divisible by patch_size={self.patch_size}.")
-        return height // self.patch_size, width // self.patch_size
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.proj(images).flatten(2).transpose(1, 2)
+PosEmbedResize = Literal["recompute", "resample"]
+Size = int | tuple[int, int]
 
 
 class VisionTransformer(nn.Module):
     """Vision transformer encoder.
 
     Args:
-        img_size: pixels, or (height, width); fixes the length of learned positions, nothing else.
+        img_size: pixels, or (height, width); fixes the length of learned positions and of relative tables that depend
+            on the grid, nothing else.
         patch_size: pixels p.
         in_chans: image channels.
         embed_dim: width D, divisible by 4 and by `num_heads`.
@@ -225,14 +47,25 @@ class VisionTransformer(nn.Module):
         num_classes: 0 for features; otherwise the mean of the patch tokens, `fc_norm` and a linear `head` (std 2e-5)
             replace the final norm, as in MAE's fine-tuning.
         grad_checkpointing: recompute every block in the backward pass instead of keeping its activations.
+        class_token: have one. Windows have no place for it: ViTDet drops it, and so does ``class_token=False``;
+            nothing else changes its name, and a learned `pos_embed` keeps the class token's row, unused.
+        pos_embed_resize: "recompute" makes the sine-cosine table of the grid at hand, exactly; "resample" resizes the
+            one of `pretrain_img_size`, or the learned one, like timm's ``resample_abs_pos_embed``. None is the first
+            for the fixed table and the second for a learned one.
+        pretrain_img_size: pixels, or (height, width), whose sine-cosine table is resampled; None is `img_size`.
+        window_size: patches along a side of attention windows, see :mod:`adpe.windows`; 0 has none.
+        global_attn_indexes: blocks that attend to the whole image all the same.
+        use_rel_pos: decomposed relative positions, with tables for `img_size`, or for the window in windowed blocks.
+        use_rel_pos_bias: BEiT's relative position bias, a table a block for the same grids.
+        init_values: start of LayerScale (0.1 in BEiT-Base and mmseg's MAE); None has none.
 
     Raises:
-        ValueError: if widths do not divide, or `position` is unknown.
+        ValueError: if widths do not divide, an option is unknown, or options do not go together.
     """
 
     def __init__(
         self,
-        img_size: int | tuple[int, int] = 224,
+        img_size: Size = 224,
         patch_size: int = 16,
         in_chans: int = 3,
         embed_dim: int = 768,
@@ -245,6 +78,14 @@ class VisionTransformer(nn.Module):
         drop_path_rate: float = 0.0,
         num_classes: int = 0,
         grad_checkpointing: bool = False,
+        class_token: bool = True,
+        pos_embed_resize: PosEmbedResize | None = None,
+        pretrain_img_size: Size | None = None,
+        window_size: int = 0,
+        global_attn_indexes: Sequence[int] = (),
+        use_rel_pos: bool = False,
+        use_rel_pos_bias: bool = False,
+        init_values: float | None = None,
     ) -> None:
         super().__init__()
         if position not in get_args(Position):
@@ -253,7 +94,22 @@ class VisionTransformer(nn.Module):
             raise ValueError(f"relative_query must be scaled or unscaled; got {relative_query!r}.")
         if embed_dim % num_heads or embed_dim % 4:
             raise ValueError(f"embed_dim {embed_dim} must be divisible by 4 and by num_heads {num_heads}.")
-        height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
+        if pos_embed_resize not in (None, *get_args(PosEmbedResize)):
+            raise ValueError(f"pos_embed_resize must be recompute, resample or None; got {pos_embed_resize!r}.")
+        if learned_pos_embed and (pos_embed_resize == "recompute" or pretrain_img_size is not None):
+            raise ValueError(
+                "A learned pos_embed has the length of img_size and is resampled: with learned_pos_embed, leave "
+                "pos_embed_resize and pretrain_img_size out."
+            )
+        if window_size and class_token:
+            raise ValueError(f"window_size={window_size} needs class_token=False: windows have no place for it.")
+        bad = [i for i in global_attn_indexes if not 0 <= i < depth]
+        if window_size < 0 or bad or (global_attn_indexes and not window_size):
+            raise ValueError(
+                f"global_attn_indexes={list(global_attn_indexes)} with window_size={window_size}: expected blocks "
+                f"0..{depth - 1} and a window of at least one patch."
+            )
+        height, width = _pair(img_size)
         self.img_size = (height, width)
         self.embed_dim = self.num_features = embed_dim
         self.num_heads = num_heads
@@ -262,13 +118,29 @@ class VisionTransformer(nn.Module):
         self.num_classes = num_classes
         self.grad_checkpointing = grad_checkpointing
         self.patch_embed = PatchEmbed(patch_size, in_chans, embed_dim)
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if class_token else None
+        self.pos_embed_resize = pos_embed_resize or ("resample" if learned_pos_embed else "recompute")
+        self.pretrain_img_size = _pair(img_size if pretrain_img_size is None else pretrain_img_size)
         length = 1 + (height // patch_size) * (width // patch_size)
         self.pos_embed = nn.Parameter(torch.zeros(1, length, embed_dim)) if learned_pos_embed else None
-        self.blocks = nn.ModuleList(
-            Block(embed_dim, num_heads, mlp_ratio, position != "absolute", drop_path_rate * i / max(depth - 1, 1))
-            for i in range(depth)
-        )
+        grid = (height // patch_size, width // patch_size)
+        self.blocks = nn.ModuleList()
+        for i in range(depth):
+            window = 0 if i in global_attn_indexes else window_size
+            area = (window, window) if window else grid
+            self.blocks.append(
+                Block(
+                    embed_dim,
+                    num_heads,
+                    mlp_ratio,
+                    position != "absolute",
+                    drop_path_rate * i / max(depth - 1, 1),
+                    init_values,
+                    window_size=window,
+                    rel_pos_grid=area if use_rel_pos else None,
+                    bias_grid=area if use_rel_pos_bias else None,
+                )
+            )
         self.norm = LayerNorm(embed_dim) if num_classes == 0 else nn.Identity()
         self.fc_norm = LayerNorm(embed_dim) if num_classes else nn.Identity()
         self.head = nn.Linear(embed_dim, num_classes) if num_classes else nn.Identity()
@@ -279,11 +151,26 @@ class VisionTransformer(nn.Module):
         """Patch size in pixels."""
         return self.patch_embed.patch_size
 
+    @property
+    def num_prefix_tokens(self) -> int:
+        """Tokens before those of the patches: 1, or 0 without a class token (timm's name)."""
+        return int(self.cls_token is not None)
+
+    @property
+    def needs_grid(self) -> bool:
+        """Blocks work on a whole grid of patches: in windows, or with relative positions besides the buckets."""
+        return any(a.window_size or a.rel_pos_h is not None or a.bias_grid is not None for a in self.attentions())
+
+    def attentions(self) -> list[Attention]:
+        """The attention layers of the blocks."""
+        return [cast(Block, block).attn for block in self.blocks]
+
     def reset_parameters(self) -> None:
         """MAE's initialisation: Xavier uniform matrices, the patch convolution as a matrix, tokens of std 0.02."""
         self.apply(init_linear)
         nn.init.xavier_uniform_(self.patch_embed.proj.weight.view(self.embed_dim, -1))
-        nn.init.normal_(self.cls_token, std=0.02)
+        if self.cls_token is not None:
+            nn.init.normal_(self.cls_token, std=0.02)
         if self.pos_embed is not None:
             nn.init.normal_(self.pos_embed, std=0.02)
         if isinstance(self.head, nn.Linear):
@@ -292,37 +179,72 @@ class VisionTransformer(nn.Module):
     def position_table(self, grid: tuple[int, int], like: Tensor) -> Tensor:
         """``(1, 1 + h * w, D)`` absolute positions of a grid, in the dtype and on the device of `like`.
 
-        The sine-cosine table is recomputed, exactly, for any grid; a learned one is resampled like timm's
-        ``resample_abs_pos_embed`` (bicubic, antialiased, in float32).
+        The row of the class token comes first, whether there is one or not.
         """
-        if self.pos_embed is None:
+        if self.pos_embed is not None:
+            old = (self.img_size[0] // self.patch_size, self.img_size[1] // self.patch_size)
+            return self.pos_embed if grid == old else resample_pos_embed(self.pos_embed, old, grid)
+        if self.pos_embed_resize == "recompute":
             return sincos_table(*grid, self.embed_dim, like.dtype, like.device)
-        old = (self.img_size[0] // self.patch_size, self.img_size[1] // self.patch_size)
-        return self.pos_embed if grid == old else resample_pos_embed(self.pos_embed, old, grid)
+        size = self.pretrain_img_size
+        old = (size[0] // self.patch_size, size[1] // self.patch_size)
+        return _resampled_sincos(old, grid, self.embed_dim, like.dtype, like.device)
 
     def embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """Tokens with positions ``(B, 1 + L, D)``, class token first, and the grid ``(h, w)``."""
+        """Tokens with positions ``(B, 1 + L, D)``, class token first if there is one, and the grid ``(h, w)``."""
         grid = self.patch_embed.grid(images)
         patches = self.patch_embed(images)
-        positions = self.position_table(grid, self.cls_token)  # not rounded by autocast
+        positions = self.position_table(grid, self.patch_embed.proj.weight)  # not rounded by autocast
+        patches = patches + positions[:, 1:]
+        if self.cls_token is None:
+            return patches, grid
         cls = (self.cls_token + positions[:, :1]).expand(len(patches), -1, -1)
-        return torch.cat([cls, patches + positions[:, 1:]], dim=1), grid
+        return torch.cat([cls, patches], dim=1), grid
 
     def relative_term(self, grid: tuple[int, int]) -> RelativeTerm | None:
-        """The relative term on a grid, the same for every block; None for absolute positions."""
+        """The relative term on a grid of patches, an image's or a window's; None for absolute positions."""
         if self.position == "absolute":
             return None
-        return RelativeTerm(grid, self.position == "relative_interpolated", self.relative_query)
+        weight, interpolate = self.patch_embed.proj.weight, self.position == "relative_interpolated"
+        kind = weight.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+        weights = relative_weights(grid, interpolate, dtype, weight.device, self.cls_token is not None)
+        return RelativeTerm(grid, interpolate, self.relative_query, weights=weights)
+
+    def relative_terms(self, grid: tuple[int, int]) -> list[RelativeTerm | None]:
+        """The relative term of every block on an image's grid."""
+        windows = [attention.window_size for attention in self.attentions()]
+        terms = {size: self.relative_term((size, size) if size else grid) for size in {*windows}}
+        return [terms[size] for size in windows]
+
+    def describe_positions(self) -> str:
+        """How positions and attention work, in words: encoders that differ here are not the same entry of a table."""
+        words = ["learned" if self.pos_embed is not None else f"sincos {self.pos_embed_resize}"]
+        if self.pos_embed_resize == "resample" and self.pos_embed is None:
+            words[0] += f" from {self.pretrain_img_size[0]}x{self.pretrain_img_size[1]}"
+        attentions = self.attentions()
+        if self.position != "absolute":
+            words.append(f"{self.position} ({self.relative_query} query)")
+        if any(attention.rel_pos_h is not None for attention in attentions):
+            words.append("decomposed")
+        if any(attention.relative_position_bias_table is not None for attention in attentions):
+            words.append("bias")
+        window = max((attention.window_size for attention in attentions), default=0)
+        if window:
+            whole = [str(i) for i, attention in enumerate(attentions) if not attention.window_size]
+            words.append(f"windows of {window}, offsets within windows, global {' '.join(whole) or 'none'}")
+        if self.cls_token is None:
+            words.append("no class token")
+        return ", ".join(words)
 
     def forward_features(self, images: Tensor) -> Tensor:
         """``(B, 3, H, W)`` normalised images to ``(B, 1 + L, D)`` tokens after the final norm (timm's meaning)."""
         x, grid = self.embed(images)
-        terms = [self.relative_term(grid)] * len(self.blocks)
-        return self.norm(run_blocks(self.blocks, x, terms, self.grad_checkpointing))
+        return self.norm(run_blocks(self.blocks, x, self.relative_terms(grid), self.grad_checkpointing, grid))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Mean of the patch tokens, norm and, unless `pre_logits`, the linear head."""
-        x = self.fc_norm(x[:, 1:].mean(dim=1))
+        x = self.fc_norm(x[:, self.num_prefix_tokens :].mean(dim=1))
         return x if pre_logits else self.head(x)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -344,7 +266,7 @@ class VisionTransformer(nn.Module):
         Args:
             images: ``(B, 3, H, W)``.
             indices: blocks, negative from the end; an int n for the last n; None for all.
-            return_prefix_tokens: pair every map with its class token ``(B, 1, D)``.
+            return_prefix_tokens: pair every map with its class token ``(B, 1, D)``, if there is one.
             norm: apply the final norm to every map.
             stop_early: do not run the blocks after the last one asked for.
             output_fmt: maps ``(B, D, h, w)`` or patch tokens ``(B, L, D)``.
@@ -365,16 +287,16 @@ class VisionTransformer(nn.Module):
             raise ValueError(f"indices {bad} do not exist in an encoder of {depth} blocks.")
         keep = [i % depth for i in wanted]
         x, grid = self.embed(images)
-        term = self.relative_term(grid)
+        terms = self.relative_terms(grid)
         intermediates = []
         for i in range(max(keep, default=-1) + 1 if stop_early else depth):
-            x = run_blocks([self.blocks[i]], x, [term], self.grad_checkpointing)
+            x = run_blocks([self.blocks[i]], x, [terms[i]], self.grad_checkpointing, grid)
             if i in keep:
                 intermediates.append(self.norm(x) if norm else x)
-        maps = [y[:, 1:] for y in intermediates]
+        maps = [y[:, self.num_prefix_tokens :] for y in intermediates]
         if output_fmt == "NCHW":
             maps = [y.transpose(1, 2).reshape(len(y), -1, *grid) for y in maps]
-        if return_prefix_tokens:
+        if return_prefix_tokens and self.num_prefix_tokens:
             maps = [(y, tokens[:, :1]) for y, tokens in zip(maps, intermediates, strict=True)]
         return maps if intermediates_only else (self.norm(x), maps)
 
@@ -383,8 +305,9 @@ class VisionTransformer(nn.Module):
         self.grad_checkpointing = enable
 
     def no_weight_decay(self) -> set[str]:
-        """Parameters that fine-tuning recipes do not decay, beside 1-D tensors (timm's name)."""
-        return {"pos_embed", "cls_token"}
+        """Parameters that fine-tuning recipes do not decay, beside 1-D tensors (timm's name; its BEiT's choice)."""
+        biases = {name for name, _ in self.named_parameters() if name.endswith("relative_position_bias_table")}
+        return {"pos_embed", "cls_token"} | biases
 
     def layer_depth(self, name: str) -> tuple[int, int]:
         """Depth of a parameter for layer-wise learning-rate decay, and the number of depths.
@@ -412,24 +335,14 @@ def resample_pos_embed(pos_embed: Tensor, old: tuple[int, int], new: tuple[int, 
     return torch.cat([cls, image.flatten(2).transpose(1, 2).to(cls.dtype)], dim=1)
 
 
-def run_blocks(
-    blocks: Sequence[nn.Module] | nn.ModuleList,
-    x: Tensor,
-    terms: Sequence[RelativeTerm | None],
-    grad_checkpointing: bool = False,
+@cached_table
+def _resampled_sincos(
+    old: tuple[int, int], new: tuple[int, int], dim: int, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    """Run blocks one after the other, each with its relative term."""
-    for block, term in zip(blocks, terms, strict=True):
-        if grad_checkpointing and torch.is_grad_enabled():
-            x = checkpoint(block, x, term, use_reentrant=False)
-        else:
-            x = block(x, term)
-    return x
+    with torch.inference_mode(False), torch.no_grad():
+        table = sincos_table(*old, dim, torch.float32, device)
+        return (table if old == new else resample_pos_embed(table, old, new)).to(dtype)
 
 
-def init_linear(module: nn.Module) -> None:
-    """Xavier-uniform weight and zero bias of a linear layer (MAE); other modules keep their own start."""
-    if isinstance(module, nn.Linear):
-        nn.init.xavier_uniform_(module.weight)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
+def _pair(size: Size) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (size[0], size[1])

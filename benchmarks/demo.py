@@ -52,7 +52,7 @@ class Options:
     seeds: tuple[int, ...] = (0,)
     epochs: int | None = None
     iterations: int | None = None
-    scenes: tuple[int, int, int] = (600, 120, 2000)
+    scenes: tuple[int, int, int] = (4000, 200, 4000)
     image_size: int | None = None
 
 
@@ -108,7 +108,7 @@ def _data(options: Options, work_dir: Path, console: Console) -> tuple[Path, lis
     if options.data_root is None:
         train, val, unlabelled = options.scenes
         console.print(f"Data: {train} + {val} annotated, {unlabelled} unlabelled scenes of digits over photographs")
-        root = write_scenes(work_dir / "data", num_train=train, num_val=val, num_unlabelled=unlabelled, size=64)
+        root = write_scenes(work_dir / "data", num_train=train, num_val=val, num_unlabelled=unlabelled, size=48)
         return root, [str(root / "unlabelled"), *options.images], "embedded_scenes"
     root = options.data_root.resolve()
     if not root.is_dir():

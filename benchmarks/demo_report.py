@@ -16,9 +16,13 @@ from mmengine.registry import DATASETS, MODELS, init_default_scope
 from rich.console import Console
 
 import adpe.engine  # noqa: F401  registers models and data sets
+from adpe.checkpoint import load_checkpoint
+from adpe.checkpoint_files import build_model
 from adpe.data.images import ImageSource
 from adpe.data.multicrop import MultiCrop, crop_generator
+from adpe.engine.checkpoint_hook import latest_checkpoint, read_training_checkpoint
 from adpe.engine.records import read_records
+from adpe.errors import UserError
 from adpe.visualize import draw_images, reconstruct, save_png
 from benchmarks.demo import write_text
 from benchmarks.leaderboard import build_leaderboard
@@ -90,16 +94,21 @@ def _pictures(stages: Sequence[Stage], folder: Path, name: str) -> list[Picture]
     return shown
 
 
+def _checkpoint(stage: Stage) -> Path:
+    """The last checkpoint of a finished stage."""
+    found = latest_checkpoint(stage.work_dir)
+    if found is None:
+        raise UserError(f"{stage.work_dir} has no checkpoint: run the demo again.")
+    return found[0]
+
+
 def _load(stage: Stage) -> tuple[Config, Any]:
-    """Config and trained model of a stage, in evaluation mode on the CPU."""
+    """Config and trained segmentor or detector of a stage, in evaluation mode on the CPU."""
     cfg = Config.fromfile(stage.work_dir / Path(stage.config).name)
     init_default_scope(cfg.default_scope)
-    if "backbone" in cfg.model:
-        cfg.model.backbone.init_cfg = None
+    cfg.model.backbone.init_cfg = None
     model = MODELS.build(cfg.model)
-    checkpoint = stage.work_dir / (stage.work_dir / "last_checkpoint").read_text().strip().rpartition("/")[2]
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
-    model.load_state_dict(state)
+    model.load_state_dict(read_training_checkpoint(_checkpoint(stage))["state_dict"])
     return cfg, model.eval()
 
 
@@ -123,17 +132,19 @@ def _original(sample: Any) -> np.ndarray:
 @torch.no_grad()
 def _reconstruct(pretraining: Stage, annotated: Stage, path: Path) -> Path:
     """Reconstructions of validation images at the size that pretraining saw."""
-    cfg, model = _load(pretraining)
+    checkpoint = _checkpoint(pretraining)
+    model: Any = build_model(checkpoint).eval()
+    load_checkpoint(model, checkpoint, verbose=False)
     source = ImageSource(str(Path(annotated.options["data_root"]) / "images/validation"))
-    size = cfg.model.img_size
+    size = model.encoder.img_size[0]
     whole = MultiCrop(size=size, num_crops=1, scale=(1.0, 1.0), ratio=(1.0, 1.0), hflip=0.0)
     step = max(1, len(source) // SHOWN)
     chosen = [i * step for i in range(min(SHOWN, len(source)))]
     images = torch.cat([whole(source.load(i)[0], crop_generator(0, 0, i)) for i in chosen])
-    patches = (size // model.model.encoder.patch_size) ** 2
+    patches = (size // model.encoder.patch_size) ** 2
     noise = torch.rand(len(images), patches, generator=torch.Generator().manual_seed(0))
-    title = f"Reconstructions, {model.model.mask_ratio:.0%} of the patches hidden"
-    return save_png(draw_images(reconstruct(model.model, images, noise), title), path)
+    title = f"Reconstructions, {model.mask_ratio:.0%} of the patches hidden"
+    return save_png(draw_images(reconstruct(model, images, noise), title), path)
 
 
 def _same_size(arrays: list[np.ndarray]) -> tuple[int, int]:

@@ -1,9 +1,9 @@
 """Records of finished runs -> rows with mean, spread and difference to a baseline, grouped by protocol.
 
-A row is one method and start under one protocol on one data set; its seeds are averaged. Rows of different protocols
-(fingerprints) stand in the same table only under different protocol letters, are ranked apart and never averaged.
-Nothing that was recorded disappears in silence: what cannot be averaged is named in `Leaderboard.problems`, and the
-cells it concerns carry the number of that sentence.
+A row is one method, start and point of a sweep under one protocol on one data set; its seeds are averaged. Rows of
+different protocols (fingerprints) stand in the same table only under different protocol letters, are ranked apart and
+never averaged. Nothing that was recorded disappears in silence: what cannot be averaged is named in
+`Leaderboard.problems`, and the cells it concerns carry the number of that sentence.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 from adpe.errors import UserError
 from benchmarks.metrics import MAIN_METRICS, is_defined, metric_of, short_names
-from benchmarks.statistics import Difference, Summary, describe_difference, seed_difference, summarise
+from benchmarks.uncertainty import Difference, Summary, describe_difference, seed_difference, summarise
 
 OURS = "ours"
 TASKS = ("segmentation", "detection", "classification", "pretrain")
@@ -46,9 +46,12 @@ class Cell:
 
 @dataclass
 class Row:
-    """One method and start under one protocol.
+    """One method, start and point of a sweep under one protocol.
 
     Attributes:
+        sweep: the swept settings of the row, e.g. ``"lr 0.0001"``; None without a sweep.
+        backbone: what the fingerprint or the source calls the encoder.
+        pretraining: data, epochs and extra data, as far as they are known.
         kind: ``"ours"``, or ``"published"``, ``"implied"``, ``"quoted"`` with a `source`.
         protocol: letter of the protocol within the table.
         records: the records behind it, those left out of the mean included.
@@ -65,13 +68,17 @@ class Row:
     seeds: set[int] = field(default_factory=set)
     source: str | None = None
     note: str | None = None
+    sweep: str | None = None
+    backbone: str | None = None
+    pretraining: str | None = None
     baseline: str | None = None
     is_baseline: bool = False
 
     @property
     def name(self) -> str:
-        """Method and, where there is one, the start in brackets."""
-        return f"{self.method} ({self.start})" if self.start else self.method
+        """Method and, where there are any, the start and the point of the sweep in brackets."""
+        details = ", ".join(filter(None, (self.start, self.sweep)))
+        return f"{self.method} ({details})" if details else self.method
 
 
 @dataclass
@@ -135,7 +142,7 @@ def build_leaderboard(
         UserError: if a baseline other than ``"random"`` names no row.
     """
     problems = list(faults)
-    groups: dict[tuple[str, str], dict[str, dict[tuple[str, str | None], list[_Observation]]]] = {}
+    groups: dict[tuple[str, str], dict[str, dict[_Key, list[_Observation]]]] = {}
     for number, record in enumerate(records, start=1):
         observation = _Observation(f"run {record['run']}" if record.get("run") else f"record {number}", record)
         missing = [key for key in REQUIRED if record.get(key) is None]
@@ -144,21 +151,22 @@ def build_leaderboard(
             continue
         protocols = groups.setdefault((str(record["task"]), str(record["dataset"])), {})
         members = protocols.setdefault(_fingerprint(record["fingerprint"]), {})
-        members.setdefault((str(record["method"]), record.get("start")), []).append(observation)
+        key = (str(record["method"]), record.get("start"), record.get("sweep"))
+        members.setdefault(key, []).append(observation)
     entries = list(published)
     for entry in entries:
-        groups.setdefault((entry["task"], entry["dataset"]), {}).setdefault(_fingerprint(entry["protocol"]), {})
+        groups.setdefault((entry["task"], entry["dataset"]), {}).setdefault(_published_fingerprint(entry), {})
 
     tables = []
     for (task, dataset), protocols in groups.items():
         letters = {fingerprint: _letter(index) for index, fingerprint in enumerate(protocols)}
         ours = [
-            _row(method, start, runs, letters[fingerprint], f"{task} on {dataset}", problems, confidence)
+            _row(key, runs, letters[fingerprint], f"{task} on {dataset}", problems, confidence)
             for fingerprint, members in protocols.items()
-            for (method, start), runs in members.items()
+            for key, runs in members.items()
         ]
         others = [
-            _published_row(entry, letters[_fingerprint(entry["protocol"])])
+            _published_row(entry, letters[_published_fingerprint(entry)])
             for entry in entries
             if (entry["task"], entry["dataset"]) == (task, dataset)
         ]
@@ -176,6 +184,9 @@ def build_leaderboard(
     return Leaderboard(tables, problems)
 
 
+_Key = tuple[str, str | None, str | None]  # method, start, sweep
+
+
 @dataclass(frozen=True)
 class _Observation:
     """A record and how to name its run in a sentence."""
@@ -188,21 +199,29 @@ def _fingerprint(protocol: Mapping[str, Any]) -> str:
     return json.dumps(protocol, sort_keys=True, default=str)
 
 
+def _published_fingerprint(entry: Mapping[str, Any]) -> str:
+    """The protocol with the encoder: sizes are not ranked together."""
+    return _fingerprint({"backbone": entry["backbone"], **entry["protocol"]})
+
+
 def _letter(index: int) -> str:
     more, last = divmod(index, len(string.ascii_uppercase))
     return (_letter(more - 1) if more else "") + string.ascii_uppercase[last]
 
 
 def _row(
-    method: str,
-    start: str | None,
+    key: _Key,
     observations: Sequence[_Observation],
     protocol: str,
     where: str,
     problems: list[str],
     confidence: float,
 ) -> Row:
-    row = Row(method, start, OURS, protocol, {}, [observation.record for observation in observations])
+    method, start, sweep = key
+    row = Row(method, start, OURS, protocol, {}, [observation.record for observation in observations], sweep=sweep)
+    row.backbone = row.records[0]["fingerprint"].get("backbone")
+    epochs = row.records[0].get("pretraining_epochs")
+    row.pretraining = f"{epochs} epochs" if epochs else None
     notes: list[int] = []
 
     def report(sentence: str) -> int:
@@ -263,7 +282,13 @@ def _published_row(entry: Mapping[str, Any], protocol: str) -> Row:
     cells = {
         name: Cell({}, Summary(1, float(value), None, None, None, 0.95)) for name, value in entry["metrics"].items()
     }
-    return Row(entry["method"], None, entry["kind"], protocol, cells, source=entry["source"], note=entry.get("note"))
+    data, epochs = entry["pretraining"]["data"], entry["pretraining"]["epochs"]
+    extra = entry.get("extra_data", "none")
+    parts = (data, f"{epochs} epochs" if epochs else None, None if extra == "none" else f"extra: {extra}")
+    return Row(
+        entry["method"], None, entry["kind"], protocol, cells, source=entry["source"], note=entry.get("note"),
+        backbone=entry["backbone"], pretraining=", ".join(filter(None, parts)),
+    )  # fmt: skip
 
 
 def _main_metrics(task: str, rows: Sequence[Row]) -> tuple[str, ...]:
@@ -274,21 +299,23 @@ def _main_metrics(task: str, rows: Sequence[Row]) -> tuple[str, ...]:
 def _compare(table: Table, baseline: str, confidence: float, problems: list[str]) -> None:
     for letter in table.protocols:
         rows = [row for row in table.rows if row.protocol == letter and row.kind == OURS]
-        seeds = {seed for row in rows for seed in row.seeds}
         candidates = [row for row in rows if baseline in (row.start, row.method, row.name)]
         under = f"{table.task} on {table.dataset}" + (f", protocol {letter}" if len(table.protocols) > 1 else "")
         if rows and not candidates and table.task != "pretrain":
             problems.append(f"{under}: no row {baseline!r} to compare with.")
         for row in rows:
+            # The points of a sweep may run with fewer seeds than the point that is reported.
+            seeds = {seed for other in rows if other.sweep == row.sweep for seed in other.seeds}
             if row.cells and row.seeds and seeds - row.seeds:
                 missing = ", ".join(map(str, sorted(seeds - row.seeds)))
                 problems.append(f"{under}, {row.name}: no run for seed {missing}, which other rows have.")
                 for cell in row.cells.values():
                     cell.notes.append(len(problems))
-            same = [other for other in candidates if other.method == row.method]
-            reference = candidates[0] if len(candidates) == 1 else same[0] if len(same) == 1 else None
+            near = [other for other in candidates if other.sweep == row.sweep] or candidates
+            same = [other for other in near if other.method == row.method]
+            reference = near[0] if len(near) == 1 else same[0] if len(same) == 1 else None
             if reference is None and candidates and row not in candidates:
-                names = ", ".join(other.name for other in candidates)
+                names = ", ".join(other.name for other in near)
                 problems.append(f"{under}, {row.name}: {baseline!r} names {names}; choose one of them as the baseline.")
             if reference is None:
                 continue

@@ -27,6 +27,8 @@ class Metric:
 
 METRICS: dict[str, Metric] = {
     "mIoU": Metric("mIoU"),
+    "mIoU_ms": Metric("mIoU, multi-scale"),
+    "top1": Metric("top-1"),
     "mAcc": Metric("mean accuracy"),
     "aAcc": Metric("pixel accuracy"),
     **{
@@ -38,7 +40,8 @@ METRICS: dict[str, Metric] = {
 }
 # The ones a table shows; a task that is not here, or has none of them, shows all it has.
 MAIN_METRICS: dict[str, tuple[str, ...]] = {
-    "segmentation": ("mIoU",),
+    "segmentation": ("mIoU", "mIoU_ms"),
+    "classification": ("top1",),
     "detection": ("bbox_mAP", "segm_mAP"),
     "pretrain": ("loss",),
 }

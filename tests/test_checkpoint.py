@@ -2,56 +2,16 @@ from __future__ import annotations
 
 import os
 import re
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from checkpoint_cases import autoencoder, encoder, fails, reference, same
+from safetensors.torch import load_file
 
 import adpe
 from adpe import files
-from adpe.checkpoint import LoadReport, read_model_config, summarize, to_our_names
-from adpe.errors import UserError
-
-GOLDENS = Path(__file__).resolve().parent / "goldens"
-TINY = {"img_size": 32, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2}
-DECODER = {"decoder_embed_dim": 16, "decoder_depth": 1, "decoder_num_heads": 2}
-
-
-def encoder(seed: int = 0, **options) -> adpe.VisionTransformer:
-    torch.manual_seed(seed)
-    model = adpe.VisionTransformer(**{**TINY, **options})
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.02)
-    return model
-
-
-def autoencoder(seed: int = 0, position: str = "absolute", **options) -> adpe.MaskedAutoencoder:
-    return adpe.MaskedAutoencoder(encoder(seed, position=position), **DECODER, **options)
-
-
-def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
-def reference(case: str) -> dict[str, torch.Tensor]:
-    with np.load(GOLDENS / f"{case}.npz") as archive:
-        names = [name for name in archive.files if name.startswith("param.")]
-        return {name.removeprefix("param."): torch.from_numpy(archive[name]) for name in names}
-
-
-def fails(path: Path, message: str, model: torch.nn.Module | None = None, **options) -> str:
-    """Loading raises a UserError that names the file and matches `message`; the model stays as it was."""
-    model = model or encoder()
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    with pytest.raises(UserError, match=message) as caught:
-        adpe.load_checkpoint(model, path, **options)
-    assert str(path) in str(caught.value)
-    assert same(before, model.state_dict())
-    return str(caught.value)
-
+from adpe.checkpoint import LoadReport
+from adpe.checkpoint_formats import summarize
 
 # Formats and wrappers -------------------------------------------------------------------------------------------------
 
@@ -67,7 +27,8 @@ def fails(path: Path, message: str, model: torch.nn.Module | None = None, **opti
         lambda state: {f"model.{name}": tensor for name, tensor in state.items()},
         lambda state: {"state_dict": {f"module.model.{name}": tensor for name, tensor in state.items()}},
         lambda state: {f"model.module._orig_mod.{name}": tensor for name, tensor in state.items()},
-        lambda state: {f"backbone.{name}": t for name, t in state.items()} | {"decode_head.w": torch.ones(1)},
+        lambda state: {f"backbone.{name}": tensor for name, tensor in state.items()},
+        lambda state: {"teacher": {f"module.backbone.{name}": tensor for name, tensor in state.items()}},
         lambda state: {f"encoder.{name}": tensor for name, tensor in state.items()},
     ],
 )  # fmt: skip
@@ -135,10 +96,11 @@ def test_our_own_pretraining_checkpoint_round_trips(tmp_path) -> None:
 def test_a_dense_tasks_checkpoint_gives_its_encoder(tmp_path) -> None:
     source = encoder(1)
     state = {f"backbone.{name}": tensor for name, tensor in source.state_dict().items() if not name.startswith("norm.")}
-    torch.save({"state_dict": state}, tmp_path / "segmentor.pth")
+    torch.save({"state_dict": {**state, "decode_head.w": torch.ones(1)}}, tmp_path / "segmentor.pth")
     fails(tmp_path / "segmentor.pth", r"missing +norm\.weight, norm\.bias")
     report = adpe.load_checkpoint(encoder(), tmp_path / "segmentor.pth", ["norm.*"], verbose=False)
     assert report.missing == ["norm.weight", "norm.bias"]
+    assert report.dropped == {"decode_head.w": "not part of the backbone"}
     assert report.coverage < 100
 
 
@@ -223,6 +185,16 @@ def test_an_adversary_is_not_lost_in_silence(tmp_path) -> None:
     fails(tmp_path / "adpe.pth", r"unexpected +adversary\.shift", autoencoder())
 
 
+def test_a_head_over_the_class_token_is_not_taken_for_one_over_the_patches(tmp_path) -> None:
+    state = encoder(1).state_dict() | {"head.weight": torch.ones(5, 32), "head.bias": torch.ones(5)}
+    torch.save(state, tmp_path / "deit.pth")
+    model = encoder(num_classes=5)
+    report = adpe.load_checkpoint(model, tmp_path / "deit.pth", verbose=False)
+    assert report.new == ["fc_norm.weight", "fc_norm.bias", "head.weight", "head.bias"]
+    assert report.dropped["head.weight"].startswith("head over the class token")
+    assert model.head.weight.abs().max() < 1
+
+
 def test_learned_positions_are_resized_as_timm_does(tmp_path) -> None:
     from timm.layers import resample_abs_pos_embed
 
@@ -249,65 +221,24 @@ def test_learned_and_fixed_positions_are_told_apart_by_value(tmp_path) -> None:
     assert torch.equal(model.pos_embed.data, fixed["pos_embed"])
 
 
-@pytest.mark.parametrize("shape", [(1, 64, 32), (1, 51, 32), (65, 32), (1, 0, 32)])
+def test_positions_without_a_row_for_the_class_token(tmp_path) -> None:
+    """timm's no_embed_class adds nothing to the class token, as a row of zeros does."""
+    source = encoder(1, learned_pos_embed=True)
+    with torch.no_grad():
+        source.pos_embed[:, 0] = 0
+    torch.save(source.state_dict() | {"pos_embed": source.pos_embed.data[:, 1:]}, tmp_path / "no_embed_class.pth")
+    target = encoder(2, learned_pos_embed=True)
+    report = adpe.load_checkpoint(target, tmp_path / "no_embed_class.pth", verbose=False)
+    assert same(source.state_dict(), target.state_dict())
+    assert report.resized == {"pos_embed": "a row of zeros added for the class token, which has no position"}
+
+
+@pytest.mark.parametrize("shape", [(1, 63, 32), (1, 51, 32), (65, 32), (1, 0, 32)])
 def test_positions_of_no_square_grid_are_refused(shape, tmp_path) -> None:
     torch.save(encoder(1).state_dict() | {"pos_embed": torch.randn(shape)}, tmp_path / "odd.pth")
-    message = re.escape(f"pos_embed has shape {shape}: without a class token and a square grid")
+    message = re.escape(f"pos_embed has shape {shape}: without a square grid and at most a class token")
     fails(tmp_path / "odd.pth", message, encoder(learned_pos_embed=True))
     fails(tmp_path / "odd.pth", "pos_embed is a learned table")
-
-
-# Files that are no checkpoints ----------------------------------------------------------------------------------------
-
-
-class Code:
-    """Unpickling it runs a command."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self):
-        return os.system, (f"touch {self.path}",)
-
-
-def test_a_pickle_with_code_is_refused_and_not_run(tmp_path) -> None:
-    torch.save({"model": encoder().state_dict(), "args": Code(tmp_path / "executed")}, tmp_path / "code.pth")
-    text = fails(tmp_path / "code.pth", r"holds (posix|os)\.system, which is code and is not run")
-    assert "state_dict()" in text
-    assert not (tmp_path / "executed").exists()
-
-
-def test_objects_of_other_packages_are_named(tmp_path) -> None:
-    import argparse
-
-    torch.save({"model": encoder().state_dict(), "args": argparse.Namespace(lr=1.0)}, tmp_path / "args.pth")
-    fails(tmp_path / "args.pth", r"holds argparse\.Namespace, which is code and is not run")
-
-
-@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
-def test_truncated_and_empty_files(suffix, tmp_path) -> None:
-    whole, path = tmp_path / f"whole.{suffix}", tmp_path / f"torn.{suffix}"
-    if suffix == "pth":
-        torch.save(encoder().state_dict(), whole)
-    else:
-        save_file(encoder().state_dict(), whole)
-    for share in (0.3, 0.97):
-        path.write_bytes(whole.read_bytes()[: int(whole.stat().st_size * share)])
-        fails(path, "is not a readable checkpoint, or it is truncated")
-    path.write_bytes(b"")
-    fails(path, "is empty")
-    path.write_text("<html>404</html>")
-    fails(path, "is not a readable checkpoint|holds no tensors")
-
-
-def test_missing_file_and_other_contents(tmp_path) -> None:
-    fails(tmp_path / "nowhere.pth", "does not exist")
-    torch.save([torch.ones(1)], tmp_path / "list.pth")
-    fails(tmp_path / "list.pth", "holds a list, expected a dict")
-    torch.save({"layer1.0.conv1.weight": torch.ones(1), "fc.bias": torch.ones(1)}, tmp_path / "resnet.pth")
-    fails(tmp_path / "resnet.pth", r"holds no ViT encoder.*found layer1\.\*\.conv1\.weight, fc\.bias")
-    torch.save({"model": {}}, tmp_path / "nothing.pth")
-    fails(tmp_path / "nothing.pth", "found nothing|found model")
 
 
 # Writing --------------------------------------------------------------------------------------------------------------
@@ -347,7 +278,7 @@ def test_permissions_follow_the_umask(tmp_path) -> None:
     assert (tmp_path / "model.safetensors").stat().st_mode & 0o777 == 0o640
 
 
-# Names, reports, configs ----------------------------------------------------------------------------------------------
+# Reports ----------------------------------------------------------------------------------------------
 
 
 def test_summaries() -> None:
@@ -382,44 +313,3 @@ def test_the_report_is_printed_on_demand(tmp_path, capsys) -> None:
     report = adpe.load_checkpoint(encoder(), tmp_path / "encoder.pth")
     assert capsys.readouterr().out == f"{report}\n"
     assert str(report).splitlines()[1] == "  coverage    100.0% (29 of 29 tensors)"
-
-
-def test_names_of_mae_and_of_timm() -> None:
-    ones = torch.ones(1)
-    names = ["blocks.0.attn.qkv.weight", "decoder_blocks.3.mlp.fc1.bias", "decoder_embed.weight", "decoder_norm.bias",
-             "decoder_pred.weight", "mask_token", "cls_token", "norm.weight", "fc_norm.bias", "head.weight",
-             "patch_embed.proj.bias"]  # fmt: skip
-    assert list(to_our_names(dict.fromkeys(names, ones))) == [
-        "encoder.blocks.0.attn.qkv.weight", "decoder.blocks.3.mlp.fc1.bias", "decoder.embed.weight",
-        "decoder.norm.bias", "decoder.pred.weight", "mask_token", "encoder.cls_token", "encoder.norm.weight",
-        "encoder.fc_norm.bias", "encoder.head.weight", "encoder.patch_embed.proj.bias",
-    ]  # fmt: skip
-
-
-CONFIG = """
-import os
-model = dict(
-    type='AdPEPretraining', adversary='coordinate', img_size=(32, -4), decoder=dict(depth=1), betas=[0.9, 1e-3],
-    on=True)
-os.system('touch {path}')
-"""
-
-
-def test_the_model_of_a_config_is_read_without_executing_it(tmp_path) -> None:
-    text = CONFIG.format(path=tmp_path / "executed")
-    torch.save({"state_dict": encoder().state_dict(), "meta": {"cfg": text}}, tmp_path / "training.pth")
-    assert read_model_config(tmp_path / "training.pth") == {
-        "type": "AdPEPretraining", "adversary": "coordinate", "img_size": (32, -4), "decoder": {"depth": 1},
-        "betas": [0.9, 1e-3], "on": True,
-    }  # fmt: skip
-    assert not (tmp_path / "executed").exists()
-
-
-@pytest.mark.parametrize(
-    "text", ["model = dict(", "model = build()", "model = dict(a=os.getcwd())", "x = 1", "model = 3"]
-)
-def test_a_config_that_says_nothing_certain_is_none(text, tmp_path) -> None:
-    torch.save({"state_dict": encoder().state_dict(), "meta": {"cfg": text}}, tmp_path / "training.pth")
-    assert read_model_config(tmp_path / "training.pth") is None
-    torch.save({"state_dict": encoder().state_dict()}, tmp_path / "plain.pth")
-    assert read_model_config(tmp_path / "plain.pth") is None

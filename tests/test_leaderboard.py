@@ -23,7 +23,8 @@ PUBLISHED: dict[str, Any] = {
     "pretraining": {"data": "ImageNet-1K", "epochs": 1600},
     "task": "segmentation",
     "dataset": "scenes",
-    "protocol": {"head": "UperNet", "crop": 512},
+    "protocol": {"head": "UperNet", "crop": 512, "schedule": None, "batch": 16, "scales": "single"},
+    "extra_data": "none",
     "metrics": {"mIoU": 48.1},
     "kind": "published",
     "source": "a paper, table 5",
@@ -291,7 +292,9 @@ def test_published_rows_stand_beside_ours_with_their_source() -> None:
     ]
     assert all(r.cells["mIoU"].difference is None for r in table.rows if r.kind != "ours")
     markdown = to_markdown(leaderboard)
-    assert "| B | MAE |  |  | 48.10 |  | published: a paper, table 5 |" in markdown
+    assert (
+        "| B | MAE | ViT-B/16 | ImageNet-1K, 1600 epochs |  |  | 48.10 |  | published: a paper, table 5 |" in markdown
+    )
     assert "implied: a paper, table 5 (MAE's 48.1 + 2.6)" in markdown
 
 
@@ -328,3 +331,32 @@ def test_a_narrow_terminal_loses_no_digit() -> None:
 def test_no_records() -> None:
     leaderboard = build_leaderboard([])
     assert leaderboard.tables == [] and to_markdown(leaderboard) == "" and to_latex(leaderboard) == ""
+
+
+def test_points_of_a_sweep_are_rows_of_their_own() -> None:
+    records = [
+        record(start, seed, value + bonus, sweep=sweep)
+        for start, value in (("pretrained", 40.0), ("random", 36.0))
+        for sweep, bonus, seeds in (("lr 0.0001", 0.0, range(2)), ("lr 0.0002", 2.0, range(1)))
+        for seed in seeds
+    ]
+    leaderboard = build_leaderboard(records)
+    names = {r.name: r for r in only_table(leaderboard).rows}
+    assert set(names) == {f"AdPE ({start}, lr {lr})" for start in ("pretrained", "random") for lr in (0.0001, 0.0002)}
+    # Each point against the same point of the baseline; fewer seeds at the others are as declared.
+    assert names["AdPE (pretrained, lr 0.0002)"].baseline == "AdPE (random, lr 0.0002)"
+    assert names["AdPE (pretrained, lr 0.0001)"].cells["mIoU"].difference.mean == 4.0  # type: ignore[union-attr]
+    assert leaderboard.problems == []
+    assert "| AdPE | pretrained | lr 0.0002 | 1 | **42.00** |" in to_markdown(leaderboard)
+
+
+def test_sizes_and_extra_data_of_published_rows_are_marked() -> None:
+    large = {**PUBLISHED, "backbone": "ViT-L/16", "metrics": {"mIoU": 53.6}}
+    beit = {**PUBLISHED, "method": "BEiT", "metrics": {"mIoU": 47.1}, "extra_data": "DALL-E tokenizer"}
+    table = only_table(build_leaderboard([], published=[PUBLISHED, large, beit]))
+    assert [(r.protocol, r.method, r.backbone, r.cells["mIoU"].is_best) for r in table.rows] == [
+        ("A", "MAE", "ViT-B/16", True),
+        ("A", "BEiT", "ViT-B/16", False),
+        ("B", "MAE", "ViT-L/16", False),
+    ]
+    assert table.rows[1].pretraining == "ImageNet-1K, 1600 epochs, extra: DALL-E tokenizer"

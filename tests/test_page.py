@@ -18,6 +18,8 @@ from PIL import Image
 from adpe.errors import UserError
 from benchmarks.leaderboard import build_leaderboard
 from benchmarks.page import Chart, Picture, Run, facts, write_page
+from benchmarks.published import read_published
+from benchmarks.report import write_report
 
 HOSTILE = "<script>document.documentElement.dataset.owned='yes'</script>'\"&<img src=x onerror=alert(1)>"
 UPERNET = {"head": "UperNet", "crop": [112, 112]}
@@ -269,6 +271,17 @@ def test_the_page_draws_sorts_and_filters_in_a_browser(tmp_path: Path, picture: 
     assert [row[:3] for row in Page(html).rows()] == [["A", "AdPE", "random"], ["B", "AdPE", "random"]]
     assert messages == [] and "2 of 5 rows" in html
 
+    # Across protocols only when asked, under a caption that says so; every row once.
+    html, messages = browse(f"{path.as_uri()}#mixed=1&sort=-5", profile)
+    page = Page(html)
+    assert [row[0] + row[4][:2] for row in page.rows()] == ["B60", "B50", "A45", "A41", "A36"] and messages == []
+    assert [found for _, found in page.elements if found.get("id") == "mixing"] == [
+        {"id": "mixing", "class": "caption"}
+    ]
+    page = Page(browse(f"{path.as_uri()}#mixed=0&sort=-5", profile)[0])
+    assert [row[0] for row in page.rows()] == ["A", "A", "A", "B", "B"]
+    assert any(found.get("id") == "mixing" and "hidden" in found for _, found in page.elements)
+
     page = Page(browse(f"{path.as_uri()}#run-2", profile)[0])
     assert [found["id"] for tag, found in page.elements if tag == "details" and "open" in found] == ["run-2"]
 
@@ -281,3 +294,41 @@ def test_nothing_from_files_runs_in_a_browser(tmp_path: Path, picture: Picture, 
     page = Page(html)
     assert page.count("html", **{"data-ready": "true"}) == 1 and messages == []
     assert page.attributes("html", "data-owned") == [] and page.count("script") == 1
+
+
+def full_record(method: str, seed: int, miou: float, epochs: int) -> dict[str, Any]:
+    return {
+        **record(method, "pretrained", seed, miou),
+        "dataset": "ADE20K",
+        "pretraining_epochs": epochs,
+        "effective_batch": 16,
+        "wall_time_s": 100.0,
+        "fingerprint": {"backbone": "adpe_vit_base_patch16", "head": "UPerHead", "iterations": 50},
+        "hardware": {"device": "A100", "processes": 8},
+    }
+
+
+@needs_browser
+def test_published_rows_stand_against_ours_in_a_browser(tmp_path: Path, profile: Path) -> None:
+    ours = [full_record("AdPE", seed, value, 1600) for seed, value in enumerate((50.0, 51.0))]
+    published = read_published()
+    board = build_leaderboard(ours, published=published)
+    path = write_report(tmp_path / "index.html", board, [(one, tmp_path / "gone") for one in ours], published)
+    html, messages = browse(f"{path.as_uri()}#filter=AdPE%20UPerHead%20ours", profile)
+    page = Page(html)
+    assert messages == [] and page.count("html", **{"data-ready": "true"}) == 1
+    assert page.count("table") == 3 and "undefined" not in html
+    total = len(published) + 1
+    assert f" of {total} rows" in html
+    page = Page(browse(f"{path.as_uri()}#filter=implied:%20AdPE", profile)[0])
+    assert [row[1] for number in range(3) for row in page.rows(number)] == ["AdPE", "AdPE"]
+    charts = {spec["title"]: spec for spec in map(json.loads, page.attributes("figure", "data-chart"))}
+    series = {
+        one["name"]: one["points"] for one in charts["Segmentation on ADE20K: mIoU by length of pretraining"]["series"]
+    }
+    (name,) = [name for name in series if name.endswith("ours")]
+    (point,) = series[name]
+    assert point == [1600.0, 50.5, pytest.approx(50.5 - 0.5**0.5), pytest.approx(50.5 + 0.5**0.5)]
+    assert series["CAE, ViT-B/16, UperNet, published"] == [[300.0, 48.1], [800.0, 49.7], [1600.0, 50.3]]
+    (speed,) = charts["Segmentation on ADE20K: mIoU by speed"]["series"]
+    assert speed["points"][0][:2] == [8.0, 50.5] and speed["name"] == "AdPE (pretrained), A100"

@@ -20,7 +20,7 @@ from adpe.errors import UserError
 
 SMALL = {"num_train": 6, "num_val": 3, "num_unlabelled": 2, "size": 64, "seed": 0}
 # SHA-256 of the label maps of `SMALL`, training then validation, row by row.
-LABELS_SHA256 = "fe5b44d8a367c8c30e8875d13ef4ed8a7cb39596ca738c3b57f1b29ea49ffe58"
+LABELS_SHA256 = "b96484fcdd278f261382b6f886a82a77c3c658f84195419b98dca6ac5c9974e9"
 
 
 @pytest.fixture(scope="module")

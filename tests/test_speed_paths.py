@@ -13,10 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import adpe
-from adpe import positions, vit
+from adpe import fused, layers, positions
 from adpe.engine.pretraining import AdPEPretraining
+from adpe.fused import attend
 from adpe.positions import cached_axis_weights, relative_logits, sincos_table, token_weights
-from adpe.vit import attend
 from benchmarks import speed
 from benchmarks.reference_model import PlainAutoencoder
 
@@ -202,7 +202,7 @@ def test_tables_are_made_once_for_a_grid_dtype_and_device() -> None:
 @pytest.mark.parametrize("fused_tokens", [0, 600])
 @pytest.mark.parametrize("relative", [False, True])
 def test_every_way_of_attention_is_the_softmax(relative, fused_tokens, dtype, monkeypatch) -> None:
-    monkeypatch.setattr(vit, "FUSED_TOKENS", fused_tokens)
+    monkeypatch.setattr(fused, "FUSED_TOKENS", fused_tokens)
     generator = torch.Generator().manual_seed(0)
     q, k, v = torch.randn(3, 2, 3, 9, 8, generator=generator, dtype=torch.float64).unbind(0)
     logits = torch.randn(2, 3, 9, 9, generator=generator, dtype=torch.float64) if relative else None
@@ -216,10 +216,10 @@ def test_every_way_of_attention_is_the_softmax(relative, fused_tokens, dtype, mo
 
 def test_onednn_mlp_agrees() -> None:
     """The MLP in training (oneDNN's layout in float32) and in float64: output and every gradient."""
-    mlp = randomized(vit.Mlp(32, 128))
+    mlp = randomized(layers.Mlp(32, 128))
     x = torch.randn(3, 10, 32, generator=torch.Generator().manual_seed(1))
 
-    def run(mlp: vit.Mlp, x: torch.Tensor) -> list[torch.Tensor]:
+    def run(mlp: layers.Mlp, x: torch.Tensor) -> list[torch.Tensor]:
         x = x.clone().requires_grad_()
         y = mlp(x)
         assert y.layout == torch.strided

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from adpe.errors import UserError
-from benchmarks.statistics import (
+from benchmarks.uncertainty import (
     BOOTSTRAP,
     PAIRED_T,
     WELCH_T,

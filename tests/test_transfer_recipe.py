@@ -43,7 +43,8 @@ def test_norms_and_mixed_precision(name: str) -> None:
 
 @pytest.mark.parametrize(("name", "options", "backbone"), [
     ("configs/ade20k_upernet_vitb.py", {"crop_size": (64, 64)}, {"depth": 12, "out_indices": (3, 5, 7, 11)}),
-    ("configs/coco_maskrcnn_vitb.py", {"image_size": (64, 64)}, {"depth": 2, "out_indices": (-1,)}),
+    ("configs/coco_maskrcnn_vitb.py", {"image_size": (64, 64)},
+     {"depth": 2, "out_indices": (-1,), "global_attn_indexes": (1,)}),
 ])  # fmt: skip
 def test_dtypes_that_the_matrix_products_see(name: str, options: dict, backbone: dict) -> None:
     cfg = config(name, options)
@@ -231,6 +232,14 @@ def test_vitdet_model(name: str) -> None:
     assert backbone.patch_size == 16
     assert backbone.out_indices == [depth - 1]
     assert backbone.blocks[-1].drop_path.rate == pytest.approx(0.4 if large else 0.1)
+    whole = (5, 11, 17, 23) if large else (2, 5, 8, 11)
+    attentions = [block.attn for block in backbone.blocks]
+    assert [attention.window_size for attention in attentions] == [0 if i in whole else 14 for i in range(depth)]
+    for i, attention in enumerate(attentions):  # 64 x 64 patches, or the window's
+        length = 2 * (64 if i in whole else 14) - 1
+        assert attention.rel_pos_h.shape == attention.rel_pos_w.shape == (length, 64)
+    assert backbone.cls_token is None
+    assert (backbone.pos_embed, backbone.pos_embed_resize, backbone.pretrain_img_size) == (None, "resample", (224, 224))
     assert isinstance(backbone.norm, nn.Identity)
     rpn = model.rpn_head
     assert (rpn.num_convs, rpn.prior_generator.strides) == (2, [(s, s) for s in (4, 8, 16, 32, 64)])
@@ -247,6 +256,23 @@ def test_vitdet_model(name: str) -> None:
     assert [type(conv.norm).__name__ for conv in mask_heads[0].convs] == ["AdPELayerNorm2d"] * 4
     assert (model.data_preprocessor.pad_size_divisor, model.data_preprocessor.pad_value) == (1024, 0)
     assert cfg.val_evaluator.metric == ["bbox", "segm"]
+
+
+def test_vitdet_starts_with_zero_relative_positions() -> None:
+    """Detectron2: decomposed tables are zero at the start, and decayed with the depth of their block."""
+    cfg = config("configs/coco_maskrcnn_vitb.py", {"image_size": (64, 64)})
+    cfg.model.backbone.update(depth=2, embed_dim=48, num_heads=4, global_attn_indexes=(1,))
+    cfg.model.neck.in_channels = 48
+    model, wrapper = trainable(cfg)
+    tables = {n: p for n, p in model.backbone.named_parameters() if "rel_pos" in n}
+    assert {name: tuple(table.shape) for name, table in tables.items()} == {
+        f"blocks.{i}.attn.rel_pos_{axis}": (27 if i == 0 else 7, 12) for i in range(2) for axis in "hw"
+    }
+    assert not any(table.any() for table in tables.values())
+    for name, table in tables.items():
+        group = next(g for g in wrapper.optimizer.param_groups if any(p is table for p in g["params"]))
+        depth = 1 + int(name.split(".")[1])
+        assert (group["lr_scale"], group["weight_decay"]) == (pytest.approx(0.7 ** (3 - depth)), 0.1)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from functools import partial
 
 import pytest
@@ -207,3 +208,42 @@ def test_layer_depth() -> None:
     assert {name: model.layer_depth(name) for name in depths} == {name: (depth, 5) for name, depth in depths.items()}
     with pytest.raises(KeyError, match=r"blocks\.7"):
         model.layer_depth("blocks.7.norm1.weight")
+
+
+@pytest.mark.parametrize("options", [
+    {}, {"position": "relative"}, {"position": "relative_interpolated"}, {"use_rel_pos_bias": True},
+    {"position": "relative", "class_token": False, "window_size": 3, "use_rel_pos": True},
+], ids=str)  # fmt: skip
+def test_export_gives_the_same_and_leaves_nothing_behind(options) -> None:
+    """A program of torch.export computes what eager does, and no tensor of the tracer stays in a table's cache."""
+    model = randomized(adpe.VisionTransformer(img_size=20, **options, **TINY)).eval()
+    x = images(20, 20)
+    for strict in (False, True):
+        program = torch.export.export(model, (x,), strict=strict)
+        with torch.no_grad():
+            eager = model(x)
+            close(program.module()(x), eager)
+    assert type(model.position_table((5, 5), x)) is torch.Tensor or model.pos_embed is not None
+    for term in model.relative_terms((5, 5)):
+        assert term is None or {type(weight) for weight in term.weights} == {torch.Tensor}
+
+
+@pytest.mark.slow
+def test_compiled_blocks_do_not_make_relative_tables_anew() -> None:
+    """The tables come from outside: a compiled block's graph has no step that makes offsets or buckets."""
+    operators: set[str] = set()
+
+    def backend(graph: torch.fx.GraphModule, inputs):
+        operators.update(str(node.target) for node in graph.graph.nodes if node.op != "placeholder")
+        return graph.forward
+
+    model = randomized(adpe.VisionTransformer(img_size=16, position="relative_interpolated", **TINY)).eval()
+    x = images(16, 16)
+    with torch.no_grad():
+        expected = model.forward_features(x)
+        torch._dynamo.reset()
+        for block in model.blocks:
+            block.compile(backend=backend)
+        close(model.forward_features(x), expected)
+    assert any("matmul" in name for name in operators)
+    assert not [name for name in operators if re.search(r"arange|floor|log|meshgrid|where", name)]

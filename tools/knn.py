@@ -13,12 +13,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from rich.progress import track
 
-from adpe.checkpoint import load_checkpoint, read_model_config
+from adpe.checkpoint import load_checkpoint
+from adpe.checkpoint_files import build_model
 from adpe.data.images import ImageSource
 from adpe.data.multicrop import MultiCrop, crop_generator
 from adpe.errors import UserError
 from adpe.knn import features, knn_accuracy
-from adpe.models import create_model
 from adpe.vit import VisionTransformer
 
 
@@ -38,12 +38,8 @@ def spaced(count: int, limit: int | None) -> list[int]:
 
 def build_encoder(checkpoint: str) -> VisionTransformer:
     """The encoder of a training checkpoint, loaded."""
-    config = read_model_config(checkpoint) or {}
-    options = {key: value for key, value in config.items() if key not in ("type", "compile", "data_preprocessor")}
-    name = options.pop("model", None)
-    if not isinstance(name, str):
-        raise UserError(f"{checkpoint} does not say of which model it is: expected a checkpoint of pretraining.")
-    encoder = create_model(name, **options).encoder
+    model = build_model(checkpoint)
+    encoder = model if isinstance(model, VisionTransformer) else model.encoder
     load_checkpoint(encoder, checkpoint, verbose=False)
     return encoder
 

@@ -13,17 +13,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from adpe.errors import UserError, require
 
 
-def main() -> int:
-    """Run, once what it needs is installed."""
+def main(command: str = "train_main") -> int:
+    """Run a command of `adpe.engine.launch`, once what it needs is installed; returns the exit status."""
     try:
         require("torch", "requirements/runtime.txt")
         require("mmengine", "requirements/mm.txt")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    from adpe.engine.launch import train_main
+    from adpe.engine import launch
 
-    return train_main()
+    return getattr(launch, command)()
 
 
 if __name__ == "__main__":

@@ -23,11 +23,11 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
-from adpe.checkpoint import load_checkpoint, read_model_config
+from adpe.checkpoint import load_checkpoint
+from adpe.checkpoint_files import build_model
 from adpe.data.images import ImageSource
 from adpe.errors import UserError
 from adpe.mae import MaskedAutoencoder
-from adpe.models import create_encoder, create_model
 from adpe.visualize import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -43,14 +43,11 @@ from adpe.visualize import (
 from adpe.vit import VisionTransformer
 from benchmarks.pictures import read_scalars
 
-# Options of the config's model and backbone that are not the network's.
-NOT_THE_NETWORK = ("type", "compile", "data_preprocessor", "out_indices", "final_norm", "frozen_stages", "init_cfg")
-
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("checkpoint", help="of this project, the AdPE reference, MAE or timm")
+    common.add_argument("checkpoint", help="of any format that adpe.load_checkpoint reads")
     common.add_argument("--model", help="e.g. adpe_vit_base_patch16; default: what the checkpoint's config says")
     common.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="options of the model, e.g. "
                         "position=relative adversary=coordinate")  # fmt: skip
@@ -79,20 +76,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def build(args: argparse.Namespace) -> MaskedAutoencoder | VisionTransformer:
     """The model of a checkpoint, not loaded: a masked autoencoder, or the encoder alone of a dense task."""
-    config = {} if args.model else read_model_config(args.checkpoint) or {}
-    backbone = config.get("backbone")
-    options = {key: value for key, value in (backbone or config).items() if key not in NOT_THE_NETWORK}
-    name = args.model or options.pop("model", None)
-    if not isinstance(name, str):
-        raise UserError(
-            f"{args.checkpoint} does not say of which model it is: give --model, e.g. --model adpe_vit_base_patch16 "
-            "--set position=relative adversary=coordinate."
-        )
-    options |= dict(assignment(text) for text in args.set)
-    try:
-        return create_encoder(name, **options) if backbone else create_model(name, **options)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"No model can be built of {name} and {options}: {error}") from None
+    return build_model(args.checkpoint, args.model, **dict(assignment(text) for text in args.set))
 
 
 def load_autoencoder(args: argparse.Namespace) -> MaskedAutoencoder:

@@ -127,7 +127,7 @@ class TarArchive:
                 archive.members.clear()  # type: ignore[attr-defined]  # tarfile keeps them all: a gigabyte a million
                 if not (member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and member.sparse is None):
                     continue
-                name = prefix + _safe_name(member.name, self.path)
+                name = prefix + safe_name(member.name, self.path)
                 if nested and name.lower().endswith(".tar"):
                     yield from self._members(member.offset_data, name[:-4] + "/", nested=False)
                 else:
@@ -170,7 +170,7 @@ class ZipArchive:
         for position, entry in enumerate(entries):
             kind = stat.S_IFMT(entry.external_attr >> 16)
             if not entry.is_dir() and kind in (0, stat.S_IFREG):
-                yield _safe_name(entry.filename, self.path), position, entry.file_size
+                yield safe_name(entry.filename, self.path), position, entry.file_size
 
     def read(self, name: str, position: int, size: int) -> bytes:
         """The bytes of one member, its checksum verified. Raises what `zipfile` raises where it is damaged."""
@@ -245,7 +245,7 @@ def _remove_abandoned(cache_dir: Path) -> None:
             continue
 
 
-def _safe_name(name: str, archive: Path) -> str:
+def safe_name(name: str, archive: Path) -> str:
     parts = PurePosixPath(name.replace("\\", "/")).parts
     if not parts or parts[0] == "/" or ".." in parts:
         raise UserError(f"{archive}: refused, because its member {name!r} points outside the archive.")

@@ -37,7 +37,7 @@ VALIDATION_PHOTOGRAPHS = ("cell.png", "chelsea.png", "coins.png", "flower.jpg", 
 VALIDATION_FRACTION = 0.2  # of the digits
 DIGITS_PER_SCENE = (2, 4)
 # Enlargement of the 8x8 scans in scenes of 96 pixels; it grows with the size of the scenes.
-SCALE = (4.0, 7.0)
+SCALE = (4.0, 6.0)
 MAX_ANGLE = 15.0  # degrees
 OPACITY = (0.8, 1.0)
 MIN_VISIBLE_FRACTION = 0.75

@@ -75,6 +75,7 @@ def check_segmentation_root(
         UserError: if anything is missing or does not fit.
     """
     root = existing_root(root)
+    check_not_full_ade20k(root)
     pairs = {}
     for split in SPLITS:
         folder, maps = root / "images" / split, root / "annotations" / split
@@ -90,6 +91,26 @@ def check_segmentation_root(
     for of_split in pairs.values():
         check_label_maps(of_split, len(names), reduce_zero_label)
     return SegmentationLayout(root, {split: len(of_split) for split, of_split in pairs.items()}, names)
+
+
+def check_not_full_ade20k(root: PathLike) -> None:
+    """Tell ADE20K's full data set apart from its 2016 scene parsing challenge, whose 150 classes the configs mean.
+
+    Raises:
+        UserError: if `root` has the layout of the full data set.
+    """
+    root = Path(root)
+    full = next((path for path in (root / "images/ADE", root / "ADE20K_2021_17_01") if path.is_dir()), None)
+    if full is None:
+        full = next((path for path in root.glob("*index_ade20k*")), None)
+    if full is None and (root / "images/training").is_dir() and not (root / "annotations").exists():
+        full = next((root / "images/training").glob("*/*/*_seg.png"), None)
+    if full is not None:
+        raise UserError(
+            f"{root}: is the full ADE20K (found {full.relative_to(root)}), with thousands of names in *_seg.png, "
+            "not the 2016 scene parsing challenge, whose label maps have 150 classes. Get ADEChallengeData2016 with "
+            "tools/prepare_data.py ade20k."
+        )
 
 
 def check_label_maps(pairs: Sequence[tuple[Path, Path]], num_classes: int, reduce_zero_label: bool = True) -> None:
@@ -144,6 +165,7 @@ def read_classes(
         UserError: for a missing or wrong file.
     """
     root = existing_root(root)
+    check_not_full_ade20k(root)
     if classes is None:
         files = sorted(root.glob("classes*.json"))
         if len(files) > 1:

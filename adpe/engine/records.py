@@ -16,12 +16,15 @@ from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import torch
 from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
+
+from adpe.engine.per_image import PerImageStatistics
 
 SCHEMA = 1
 TASKS = ("pretrain", "segmentation", "detection", "classification")
@@ -35,17 +38,27 @@ _REQUIRED: dict[str, type | tuple[type, ...]] = {
     "config": str,
     "time": str,
 }
+_ATTENTION = ("window_size", "global_attn_indexes", "use_rel_pos", "use_rel_pos_bias", "relative_query")
 # Top-level config keys that say where and how a run is executed, not what it computes.
 _EXECUTION = (
-    "work_dir", "resume", "load_from", "launcher", "randomness", "record_file", "log_level", "visualizer", "env_cfg",
+    "work_dir", "resume", "load_from", "launcher", "randomness", "record", "record_file", "log_level", "visualizer",
+    "env_cfg",
+)  # fmt: skip
+# What tells the runs of a file apart: a record that agrees in all of these is the same one written again.
+_IDENTITY = (
+    "suite", "run", "method", "task", "dataset", "start", "sweep", "seed", "config_sha256", "checkpoint_sha256",
 )  # fmt: skip
 
 
-def append_record(path: str | Path, record: dict[str, Any]) -> None:
+def append_record(path: str | Path, record: dict[str, Any]) -> bool:
     """Append `record` to the file of records `path`, as one line, whole or not at all for other writers and readers.
 
-    A line left torn by an earlier crash is closed first, so that it spoils nothing but itself. Numbers that JSON does
-    not have (NaN, infinity) become null.
+    The file is locked from the look for the same record to the end of the write, so that two processes neither lose
+    nor duplicate one. A line left torn by an earlier crash is closed first, so that it spoils nothing but itself.
+    Numbers that JSON does not have (NaN, infinity) become null.
+
+    Returns:
+        False if the same record was there already, and nothing was written.
 
     Raises:
         ValueError: if the record is not valid.
@@ -61,12 +74,15 @@ def append_record(path: str | Path, record: dict[str, Any]) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX)
         size = os.fstat(file).st_size
+        if any(_is_same(one, record) for one in read_records(path)[0]):
+            return False
         if size and os.pread(file, 1, size - 1) != b"\n":
             line = b"\n" + line
         if os.write(file, line) != len(line):
             os.ftruncate(file, size)
             raise OSError(f"no room for a record in {path}")
         os.fsync(file)
+        return True
     finally:
         os.close(file)
 
@@ -113,8 +129,8 @@ def record_fault(record: Any) -> str | None:
 
 
 def config_sha256(cfg: Config) -> str:
-    """Hash of what a config computes: its text without seed, work directory and other circumstances."""
-    kept = {name: value for name, value in cfg.to_dict().items() if name not in _EXECUTION}
+    """Hash of what a config computes: its text without seeds, work directory and other circumstances."""
+    kept = _without_seeds({name: value for name, value in cfg.to_dict().items() if name not in _EXECUTION})
     return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()
 
 
@@ -132,8 +148,9 @@ class AdPERecordHook(Hook):
     """Writes the run's record at the end of training, with the metrics of the validation of the final state.
 
     The record goes to ``<work_dir>/record.jsonl`` and to ``cfg.record_file`` if that is set. Who and what comes from
-    ``cfg.record = dict(method=..., task=..., dataset=..., start=..., suite=...)``; without it nothing is written.
-    A resumed run that had already written its record writes none.
+    ``cfg.record = dict(method=..., task=..., dataset=..., start=..., suite=..., sweep=...)``; without it nothing is
+    written. A resumed run that had already written its record writes none. Per-image statistics of the last validation
+    go to ``<work_dir>/per_image.npz`` where the metric is one that `adpe.engine.per_image` knows.
     """
 
     priority = "LOWEST"
@@ -144,6 +161,8 @@ class AdPERecordHook(Hook):
         self.seconds = 0.0
         self.validating = 0.0
         self.first_iter = 0
+        self.per_image = PerImageStatistics()
+        self.per_image_file: str | None = None
 
     def before_train(self, runner: Any) -> None:
         self.first_iter = runner.iter
@@ -157,6 +176,11 @@ class AdPERecordHook(Hook):
 
     def before_val(self, runner: Any) -> None:
         self.validation_started = time.time()
+        self.per_image.start()
+
+    def after_val_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        if runner.iter >= runner.max_iters:
+            self.per_image.collect(runner.val_loop.evaluator, outputs)
 
     def after_val_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
         numbers = {k: float(v) for k, v in (metrics or {}).items() if isinstance(v, (int, float)) or _scalar(v)}
@@ -164,6 +188,9 @@ class AdPERecordHook(Hook):
         short = {name.rpartition("/")[2]: value for name, value in numbers.items()}
         self.metrics = short if len(short) == len(numbers) else numbers
         self.validated_at = runner.iter
+        path = os.path.join(runner.work_dir, "per_image.npz")
+        if runner.iter >= runner.max_iters and self.per_image.save(runner.val_loop.evaluator, path):
+            self.per_image_file = path
         self.validating += time.time() - self.validation_started
 
     def after_train(self, runner: Any) -> None:
@@ -178,19 +205,15 @@ class AdPERecordHook(Hook):
             f"Finished: {runner.iter} iterations in {wall_time:.0f} s; {metrics or 'no validation'}; {runner.work_dir}"
         )
         if runner.cfg.get("record") and is_main_process():
-            self._write(runner, make_record(runner, self.metrics, wall_time, rate))
-
-    def _write(self, runner: Any, record: dict[str, Any]) -> None:
-        identity = ("run", "config_sha256", "seed", "checkpoint_sha256")
-        for path in (os.path.join(runner.work_dir, "record.jsonl"), runner.cfg.get("record_file")):
-            if path is None:
-                continue
-            written = read_records(path)[0] if os.path.exists(path) else []
-            if not any(all(one.get(name) == record[name] for name in identity) for one in written):
-                append_record(path, record)
+            record = make_record(runner, self.metrics, wall_time, rate, self.per_image_file)
+            for path in (os.path.join(runner.work_dir, "record.jsonl"), runner.cfg.get("record_file")):
+                if path is not None:
+                    append_record(path, record)
 
 
-def make_record(runner: Any, metrics: dict[str, float], wall_time: float, rate: float) -> dict[str, Any]:
+def make_record(
+    runner: Any, metrics: dict[str, float], wall_time: float, rate: float, per_image: str | None = None
+) -> dict[str, Any]:
     """The record of a finished run.
 
     Args:
@@ -198,12 +221,16 @@ def make_record(runner: Any, metrics: dict[str, float], wall_time: float, rate: 
         metrics: of the final validation.
         wall_time: s, of the whole run, resumptions included.
         rate: training iterations per s.
+        per_image: file of per-image statistics of the final validation, if there is one.
 
     Returns:
         a record that `append_record` takes.
     """
     cfg = runner.cfg
-    given = dict(cfg.record)
+    # Percent-encoded where the command line gave them, since mmengine's --cfg-options drops spaces.
+    given: dict[str, Any] = {
+        name: unquote(value) if isinstance(value, str) else value for name, value in cfg.record.items()
+    }
     pretrained = next(_pretrained(cfg.model.to_dict()), None) or cfg.get("load_from")
     last = runner.message_hub.runtime_info.get("last_ckpt")
     checkpoint = last if last and os.path.isfile(last) else None
@@ -217,6 +244,7 @@ def make_record(runner: Any, metrics: dict[str, float], wall_time: float, rate: 
         "run": f"{Path(runner.work_dir).name}-{runner.seed}",
         "suite": None,
         "start": None,
+        "sweep": None,
         "config": str(cfg.filename),
         "config_sha256": config_sha256(cfg),
         **given,
@@ -225,6 +253,8 @@ def make_record(runner: Any, metrics: dict[str, float], wall_time: float, rate: 
         "checkpoint": checkpoint,
         "checkpoint_sha256": file_sha256(checkpoint) if checkpoint else None,
         "pretrained_sha256": file_sha256(pretrained) if pretrained and os.path.isfile(pretrained) else None,
+        "per_image": per_image,
+        "per_image_sha256": file_sha256(per_image) if per_image else None,
         "commit": _commit(),
         "versions": _versions(),
         "hardware": {
@@ -248,7 +278,11 @@ def fingerprint(cfg: Config, runner: Any) -> dict[str, Any]:
     head = next((model[name] for name in ("decode_head", "roi_head", "bbox_head", "head") if model.get(name)), None)
     loader = (cfg.get("val_dataloader") or {}).get("dataset") or {}
     crop = cfg.get("crop_size") or test_cfg.get("crop_size")
+    backbone = model.get("backbone") or model
     return {
+        "backbone": backbone.get("model") or backbone.get("name") or backbone.get("type"),
+        # The same encoder with and without windows or added relative positions is not the same protocol.
+        "attention": {name: backbone[name] for name in _ATTENTION if backbone.get(name)} or None,
         "head": head.get("type") if isinstance(head, dict) else None,
         "crop": crop,
         "stride": test_cfg.get("stride"),
@@ -283,6 +317,19 @@ def _versions() -> dict[str, str]:
     names = ("torch", "torchvision", "mmengine", "mmcv", "mmseg", "mmdet", "timm", "numpy")
     loaded = {name: getattr(sys.modules[name], "__version__", None) for name in names if name in sys.modules}
     return {"python": platform.python_version(), **{name: v for name, v in loaded.items() if isinstance(v, str)}}
+
+
+def _is_same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    return all(one.get(name) == other.get(name) for name in _IDENTITY)
+
+
+def _without_seeds(node: Any) -> Any:
+    # The seed is a variable of the configs, which goes into the data sets that draw crops.
+    if isinstance(node, dict):
+        return {name: _without_seeds(value) for name, value in node.items() if name != "seed"}
+    if isinstance(node, (list, tuple)):
+        return [_without_seeds(value) for value in node]
+    return node
 
 
 def _scalar(value: Any) -> bool:

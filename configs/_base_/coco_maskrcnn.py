@@ -1,9 +1,11 @@
 """ViTDet's Mask R-CNN on COCO (arXiv 2203.16527; detectron2 projects/ViTDet), ViT-B: model and data, 1024 x 1024.
 
-Not yet as published: every block attends globally (ViTDet: windows of 14 patches but in 4 blocks), without decomposed
-relative positions; the class token stays in the attention. The rest is detectron2's: large-scale jitter of 0.1-2 with
-flip first and Pillow's bilinear filter, padding with the mean to a square, pyramid and heads with channel LayerNorm of
-eps 1e-6, 2 convolutions in the RPN, 4conv1fc box head, no low-quality matches in the box head.
+The encoder is ViTDet's: windows of 14 patches but in the last block of each quarter, decomposed relative positions in
+every block, no class token, and the absolute table of pretraining resized to 64 x 64 patches (bicubic as timm does it,
+antialiased, where detectron2's is not). Relative positions of the method's own add up with these, at offsets within
+the windows. The rest is detectron2's too: large-scale jitter of 0.1-2 with flip first and Pillow's bilinear filter,
+padding with the mean to a square, pyramid and heads with channel LayerNorm of eps 1e-6, 2 convolutions in the RPN,
+4conv1fc box head, no low-quality matches in the box head.
 """
 
 _base_ = "./runtime.py"
@@ -16,6 +18,8 @@ data_root = "data/coco"
 pretrained = None
 # Of the encoder: absolute, relative or relative_interpolated, as it was pretrained.
 position = "absolute"
+# Pixels whose absolute table the encoder knows from pretraining.
+pretrain_img_size = 224
 image_size = (1024, 1024)
 num_classes = 80
 norm_cfg = dict(type="AdPELayerNorm2d", eps=1e-6)
@@ -34,9 +38,17 @@ model = dict(
         model="adpe_vit_base_patch16",
         img_size=image_size,
         position=position,
+        pos_embed_resize="resample",
+        pretrain_img_size=pretrain_img_size,
+        class_token=False,
+        window_size=14,
+        global_attn_indexes=(2, 5, 8, 11),
+        use_rel_pos=True,
         out_indices=(-1,),
         drop_path_rate=0.1,
-        init_cfg=dict(type="Pretrained", checkpoint=pretrained) if pretrained else None,
+        init_cfg=dict(type="Pretrained", checkpoint=pretrained, allow_missing=["blocks.*.attn.rel_pos_[hw]"])
+        if pretrained
+        else None,
     ),
     neck=dict(
         type="AdPESimpleFeaturePyramid", in_channels=768, out_channels=256, scales=(4.0, 2.0, 1.0, 0.5), num_outs=5

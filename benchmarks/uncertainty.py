@@ -154,15 +154,39 @@ def image_difference(
         raise UserError(
             f"per-image statistics differ in shape: {a.shape} and {b.shape}; evaluate both on the same images."
         )
-    if a.ndim == 0 or len(a) < 2:
-        raise UserError("a bootstrap over images needs per-image statistics of at least two images.")
+    images = len(a) if a.ndim else 0
 
     def difference(drawn: np.ndarray) -> float:
         return float(statistic(a[drawn])) - float(statistic(b[drawn]))
 
-    images = np.arange(len(a))
+    return bootstrap_difference(difference, images, confidence=confidence, resamples=resamples, seed=seed)
+
+
+def bootstrap_difference(
+    difference: Callable[[np.ndarray], float],
+    images: int,
+    *,
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Difference:
+    """The bootstrap of `image_difference` for a difference that is any function of the images drawn.
+
+    Args:
+        difference: maps indices of images, repeated ones included, to the difference of the two models on them.
+        images: number of images.
+        confidence: coverage of the interval.
+        resamples: number of draws.
+        seed: of the draws.
+
+    Raises:
+        UserError: if there are fewer than two images.
+    """
+    if images < 2:
+        raise UserError("a bootstrap over images needs per-image statistics of at least two images.")
+    every = np.arange(images)
     low, high = stats.bootstrap(
-        (images,),
+        (every,),
         difference,
         n_resamples=resamples,
         vectorized=False,
@@ -170,7 +194,7 @@ def image_difference(
         confidence_level=confidence,
         rng=np.random.default_rng(seed),
     ).confidence_interval
-    return Difference(difference(images), float(low), float(high), confidence, BOOTSTRAP, (len(a), len(a)))
+    return Difference(difference(every), float(low), float(high), confidence, BOOTSTRAP, (images, images))
 
 
 def describe_interval(difference: Difference, digits: int = 2) -> str:
