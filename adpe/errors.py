@@ -14,6 +14,13 @@ class UserError(RuntimeError):
     """
 
 
+def told(error: UserError | OSError) -> str:
+    """The sentence for an error: its own, or for one of the file system which path it is about and what to do."""
+    if isinstance(error, UserError):
+        return str(error)
+    return f"{error.filename or 'a file'}: {error.strerror or error}. Choose another path, or make room there."
+
+
 def require(package: str, requirements: str) -> ModuleType:
     """Import `package`, or say in one sentence which requirements file installs it.
 

@@ -136,8 +136,8 @@ def _stages(options: Options, work_dir: Path, data_root: Path, images: Sequence[
             {**pretrain, "record.dataset": name},
         )  # fmt: skip
         stages.append(pretraining)
-        for task, classes in (("segmentation", segmentation.classes), ("detection", detection.classes)):
-            for start in ("pretrained", "random"):
+        for start in ("random", "pretrained"):
+            for task, classes in (("segmentation", segmentation.classes), ("detection", detection.classes)):
                 own: dict[str, Any] = {**shared, "num_classes": len(classes), "record.dataset": name}
                 if start == "pretrained":
                     own["pretrained"] = pretraining.work_dir / "encoder.safetensors"
@@ -147,27 +147,26 @@ def _stages(options: Options, work_dir: Path, data_root: Path, images: Sequence[
 
 
 def _groups(stages: Sequence[Stage]) -> list[list[Stage]]:
-    """Stages that may run at the same time: the two starts of a task, where there are cores to spare and no GPU."""
-    groups: list[list[Stage]] = []
-    pairs = (os.cpu_count() or 1) >= 2 and not torch.cuda.is_available()
+    """Stages that need nothing of each other: the pretraining with the random starts, then the pretrained starts."""
+    groups: dict[tuple[int, bool], list[Stage]] = {}
     for stage in stages:
-        if pairs and groups and groups[-1][0].config == stage.config and groups[-1][0].seed == stage.seed:
-            groups[-1].append(stage)
-        else:
-            groups.append([stage])
-    return groups
+        groups.setdefault((stage.seed, "pretrained" in stage.options), []).append(stage)
+    return list(groups.values())
 
 
 def _run_group(group: Sequence[Stage], titles: Mapping[Path, str], progress: Progress) -> None:
-    """Run stages side by side, each with its share of the cores; if one fails, stop the others."""
-    threads = max(1, (os.cpu_count() or 1) // len(group))
+    """Run stages side by side, as many as there are cores, but one by one on a GPU; if one fails, stop the others."""
+    cores = os.cpu_count() or 1
+    workers = 1 if torch.cuda.is_available() else min(len(group), cores)
     running: list[subprocess.Popen[str]] = []
-    with ThreadPoolExecutor(len(group)) as pool:
-        futures = [pool.submit(_run_stage, s, titles[s.work_dir], progress, threads, running) for s in group]
+    with ThreadPoolExecutor(workers) as pool:
+        futures = [pool.submit(_run_stage, s, titles[s.work_dir], progress, cores // workers, running) for s in group]
         try:
             for future in as_completed(futures):
                 future.result()
         except BaseException:
+            for future in futures:
+                future.cancel()
             for process in running:
                 process.terminate()
             raise

@@ -268,3 +268,17 @@ def test_detection_mistakes_appear_when_the_dataset_is_built(polygons, tmp_path)
     os.remove(polygons / "images/training/0.jpg")
     with pytest.raises(UserError, match=r"1 of its 1 images are not in .*images/training \(0\.jpg\)"):
         detection(polygons)
+
+
+def test_ade20k_takes_150_classes_and_refuses_a_label_beyond_them(tmp_path):
+    for folder in ("images/training", "annotations/training"):
+        (tmp_path / folder).mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(tmp_path / "images/training/ADE_train_00000001.jpg")
+    label_map = tmp_path / "annotations/training/ADE_train_00000001.png"
+    Image.fromarray(np.full((8, 8), 150, np.uint8)).save(label_map)
+    options = {"type": "AdPEADE20KDataset"}
+    item = segmentation(tmp_path, **options)[0]
+    assert item["data_samples"].gt_sem_seg.data.unique().tolist() == [149]
+    Image.fromarray(np.full((8, 8), 151, np.uint8)).save(label_map)
+    with pytest.raises(UserError, match=r"ADE_train_00000001.png: has label 151, expected 0 = unlabelled, 1..150"):
+        segmentation(tmp_path, **options)

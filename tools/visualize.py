@@ -26,7 +26,7 @@ from torchvision.transforms import v2
 from adpe.checkpoint import load_checkpoint
 from adpe.checkpoint_files import build_model
 from adpe.data.images import ImageSource
-from adpe.errors import UserError
+from adpe.errors import UserError, told
 from adpe.mae import MaskedAutoencoder
 from adpe.visualize import (
     IMAGENET_MEAN,
@@ -202,9 +202,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         for path in commands[args.command](args):
             print(f"wrote {path}")
-    except UserError as error:
+    except (UserError, OSError) as error:
         red, end = ("\033[31m", "\033[0m") if sys.stderr.isatty() else ("", "")
-        print(f"{red}error:{end} {error}", file=sys.stderr)
+        print(f"{red}error:{end} {told(error)}", file=sys.stderr)
         return 2
     return 0
 

@@ -246,6 +246,7 @@ def _remove_abandoned(cache_dir: Path) -> None:
 
 
 def safe_name(name: str, archive: Path) -> str:
+    """The name of an archive's member as a relative path; UserError if it points outside the archive."""
     parts = PurePosixPath(name.replace("\\", "/")).parts
     if not parts or parts[0] == "/" or ".." in parts:
         raise UserError(f"{archive}: refused, because its member {name!r} points outside the archive.")

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from mmengine.registry import DATASETS
 
 from adpe.data.inspection import PathLike, existing_folder, list_images
-from adpe.data.layout import check_label_maps, read_classes
+from adpe.data.layout import check_label_maps, check_not_full_ade20k, read_classes
 from adpe.errors import require
 
 require("mmseg", "requirements/mm.txt")
-from mmseg.datasets import BaseSegDataset  # noqa: E402
+from mmseg.datasets import ADE20KDataset, BaseSegDataset  # noqa: E402
 
 
 @DATASETS.register_module()
@@ -69,12 +69,31 @@ class AdPESegmentationDataset(BaseSegDataset):
 
     def load_data_list(self) -> list[dict[str, Any]]:
         """As in `BaseSegDataset`, after a check of the folders and of a sample of the label maps."""
-        if self.backend_args is not None:
-            return super().load_data_list()
-        list_images(self.data_prefix["img_path"], self.img_suffix)
-        if self.data_prefix.get("seg_map_path"):
-            existing_folder(self.data_prefix["seg_map_path"])
-        items = super().load_data_list()
-        pairs = [(Path(item["img_path"]), Path(item["seg_map_path"])) for item in items if "seg_map_path" in item]
-        check_label_maps(pairs, len(self.metainfo["classes"]), self.reduce_zero_label)
-        return items
+        return checked_data_list(self, super().load_data_list)
+
+
+@DATASETS.register_module()
+class AdPEADE20KDataset(ADE20KDataset):
+    """mmseg's `ADE20KDataset`, with its classes and palette, that checks the layout and labels when it is built.
+
+    Raises:
+        UserError: for the full data set instead of the 2016 challenge, missing files, or labels beyond 150.
+    """
+
+    def load_data_list(self) -> list[dict[str, Any]]:
+        """As in `ADE20KDataset`, after the checks."""
+        check_not_full_ade20k(self.data_root)
+        return checked_data_list(self, super().load_data_list)
+
+
+def checked_data_list(dataset: BaseSegDataset, load: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The items that `load` gives, with the folders and a sample of the label maps checked if they lie on a disk."""
+    if dataset.backend_args is not None:
+        return load()
+    list_images(dataset.data_prefix["img_path"], dataset.img_suffix)
+    if dataset.data_prefix.get("seg_map_path"):
+        existing_folder(dataset.data_prefix["seg_map_path"])
+    items = load()
+    pairs = [(Path(item["img_path"]), Path(item["seg_map_path"])) for item in items if "seg_map_path" in item]
+    check_label_maps(pairs, len(dataset.metainfo["classes"]), dataset.reduce_zero_label)
+    return items

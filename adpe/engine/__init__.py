@@ -12,4 +12,7 @@ from adpe.engine import pretraining as pretraining
 from adpe.engine import records as records
 from adpe.engine import reproducible as reproducible
 from adpe.engine import runner as runner
+from adpe.engine import silent_failures as silent_failures
+from adpe.engine import timm_backbone as timm_backbone
+from adpe.engine import tta as tta
 from adpe.engine import visualization as visualization

@@ -24,6 +24,7 @@ from adpe.engine.effective_batch import apply_effective_batch
 from adpe.engine.records import config_sha256
 from adpe.engine.reproducible import make_reproducible
 from adpe.engine.runner import AdPERunner
+from adpe.engine.tta import use_tta
 from adpe.errors import UserError
 from adpe.files import atomic_write
 
@@ -47,6 +48,7 @@ def test_main(arguments: list[str] | None = None) -> int:
     parser.add_argument("checkpoint")
     parser.add_argument("--out", help="file for the metrics (.json) or for the predictions (.pkl)")
     parser.add_argument("--show-dir", help="folder for pictures of the predictions")
+    parser.add_argument("--tta", action="store_true", help="test-time augmentation, as the config's tta_pipeline says")
     return _run(test, parser.parse_args(arguments))
 
 
@@ -174,6 +176,8 @@ def test(args: argparse.Namespace) -> dict[str, float]:
     for node in (cfg.model, cfg.model.get("backbone") or {}):
         node.pop("init_cfg", None)
     check_files(cfg, ["test_dataloader"])
+    if args.tta:
+        use_tta(cfg)
     _fit_to_device(cfg, args.launcher)
     if args.out and Path(args.out).suffix not in (".json", ".pkl"):
         raise UserError(f"--out {args.out}: expected a name ending in .json (metrics) or .pkl (predictions).")

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.dist import is_main_process
-from mmengine.model import is_model_wrapper
+from mmengine.hooks import Hook
+from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from torch import nn
@@ -28,6 +29,10 @@ class AdPERunner(Runner):
 
     strict_load = False
     _random_state: dict[str, Any] | None = None
+
+    def register_default_hooks(self, hooks: dict[str, Any] | None = None) -> None:
+        """As mmengine's, and None switches off any hook of ``default_hooks``, not only mmengine's own."""
+        super().register_default_hooks({name: Hook() if hook is None else hook for name, hook in (hooks or {}).items()})
 
     def save_checkpoint(self, out_dir: str, filename: str, *args: Any, **kwargs: Any) -> None:
         """Save as mmengine does, but to a temporary file that replaces `filename` once it is verified readable.
@@ -55,7 +60,7 @@ class AdPERunner(Runner):
         strict: bool = False,
         revise_keys: Any = ((r"^module\.", ""),),
     ) -> dict[str, Any]:
-        """Load a local checkpoint into the model.
+        """Load a local checkpoint into the model, or into the one that test-time augmentation wraps.
 
         Unless strict, parameters that are missing, unknown or of another shape are reported and left out, and a
         checkpoint that shares none with the model is refused.
@@ -66,6 +71,8 @@ class AdPERunner(Runner):
         checkpoint = read_training_checkpoint(filename, map_location)
         self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
         model: nn.Module = self.model.module if is_model_wrapper(self.model) else self.model
+        if isinstance(model, BaseTTAModel):
+            model = model.module
         prefixed = all(name.startswith("module.") for name in checkpoint["state_dict"])
         state = {name.removeprefix("module.") if prefixed else name: t for name, t in checkpoint["state_dict"].items()}
         own = model.state_dict()

@@ -79,6 +79,24 @@ test_pipeline = [
     dict(type="LoadAnnotations", reduce_zero_label=True),
     dict(type="PackSegInputs"),
 ]
+# tools/test.py --tta: six scales of the test's own size, each as it is and mirrored, the window sliding in every one.
+# mmseg's ADE20K takes these ratios of the image's size instead, the recipes that it re-implements do not.
+tta_pipeline = [
+    dict(type="LoadImageFromFile"),
+    dict(
+        type="TestTimeAug",
+        transforms=[
+            [
+                dict(type="Resize", scale=(int(2048 * ratio), int(512 * ratio)), keep_ratio=True)
+                for ratio in (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+            ],
+            [dict(type="RandomFlip", prob=prob, direction="horizontal") for prob in (0.0, 1.0)],
+            [dict(type="LoadAnnotations", reduce_zero_label=True)],
+            [dict(type="PackSegInputs")],
+        ],
+    ),
+]
+tta_model = dict(type="AdPESegmentationTTA")
 # batch_size: the most images a GPU holds at once. On 8 GPUs each has 2 and SyncBN sees all 16; with fewer, gradients
 # are accumulated and BatchNorm sees fewer.
 train_dataloader = dict(
@@ -88,7 +106,7 @@ train_dataloader = dict(
     pin_memory=True,
     sampler=dict(type="InfiniteSampler", shuffle=True),
     dataset=dict(
-        type="ADE20KDataset",
+        type="AdPEADE20KDataset",
         data_root=data_root,
         data_prefix=dict(img_path="images/training", seg_map_path="annotations/training"),
         pipeline=train_pipeline,
@@ -100,7 +118,7 @@ val_dataloader = dict(
     persistent_workers=True,
     sampler=dict(type="DefaultSampler", shuffle=False),
     dataset=dict(
-        type="ADE20KDataset",
+        type="AdPEADE20KDataset",
         data_root=data_root,
         data_prefix=dict(img_path="images/validation", seg_map_path="annotations/validation"),
         pipeline=test_pipeline,

@@ -14,6 +14,12 @@ default_hooks = dict(
     timer=dict(type="IterTimerHook"),
     logger=dict(type="LoggerHook", interval=50),
     finite_loss=dict(type="AdPEFiniteLossHook"),
+    # Against runs that train or measure nothing (adpe/engine/silent_failures.py); None switches one off.
+    learning_rate_guard=dict(type="AdPELearningRateGuard"),
+    gradient_guard=dict(type="AdPEGradientGuard"),
+    adversary_guard=dict(type="AdPEAdversaryGuard"),
+    evaluation_guard=dict(type="AdPEEvaluationGuard"),
+    label_guard=dict(type="AdPELabelGuard"),
     param_scheduler=dict(type="ParamSchedulerHook"),
     checkpoint=dict(type="AdPECheckpointHook", interval=1, max_keep_ckpts=2),
     sampler_seed=dict(type="DistSamplerSeedHook"),

@@ -12,7 +12,7 @@ Command: python tools/train.py configs/demo/pretrain.py --cfg-options sources=IM
 _base_ = ["../_base_/runtime.py", "../_base_/demo_encoder.py"]
 
 sources = "work_dirs/demo/data/unlabelled"
-epochs = 40
+epochs = 36
 crop_size = 48
 num_crops = 1
 lr = 3e-3
