@@ -80,13 +80,14 @@ def write_report(work_dir: Path, data_root: Path, name: str, stages: Sequence[St
 def _pictures(stages: Sequence[Stage], folder: Path, name: str) -> list[Picture]:
     pretraining = stages[0]
     scalars = read_scalars(pretraining.work_dir)
-    path = loss_curves({"AdPE": scalars["loss"]}, folder / "pretraining.png", title=f"Pretraining loss on {name}")
+    curves = {"AdPE": scalars.get("loss", [])}
+    path = loss_curves(curves, folder / "pretraining.png", title=f"Pretraining loss on {name}")
     shown = [Picture(path, "Pretraining: mean squared error over masked patches.")]
     shown.append(Picture(_reconstruct(pretraining, stages[1], folder / "reconstructions.png"),
                          "Validation images, what the encoder saw of them, and what the decoder painted."))  # fmt: skip
     for task, draw in (("segmentation", _segment), ("detection", _detect)):
         own = {s.work_dir.name.rpartition("-")[2]: s for s in stages if s.work_dir.name.startswith(task)}
-        curves = {f"{start} start": read_scalars(stage.work_dir)["loss"] for start, stage in own.items()}
+        curves = {f"{start} start": read_scalars(stage.work_dir).get("loss", []) for start, stage in own.items()}
         path = loss_curves(curves, folder / f"{task}-loss.png", title=f"{task.capitalize()}: training loss")
         shown.append(Picture(path, f"{task.capitalize()}: the same recipe from both starts."))
         caption = f"{task.capitalize()} of validation images beside the truth."

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     work_dir = tmp_path_factory.mktemp("demo")
-    options = Options(work_dir, epochs=2, iterations=2, scenes=(16, 4, 64))
+    options = Options(work_dir, epochs=2, iterations=2, scenes=(32, 4, 64))
     console = Console(record=True, width=160, file=open(work_dir / "terminal.txt", "w"))  # noqa: SIM115
     page = run_demo(options, console)
     return options, page, console.export_text()

@@ -46,7 +46,7 @@ optim_wrapper = dict(
     optimizer=dict(type="AdamW", lr=lr, betas=(0.9, 0.95), weight_decay=0.05, fused=True),
     paramwise_cfg=dict(adversary_lr=adversary_lr),
 )
-warmup_epochs = max(epochs / 20, 0.5)
+warmup_epochs = max(1, epochs // 20) if epochs > 1 else 0.5
 param_scheduler = [
     dict(type="LinearLR", start_factor=1e-4, begin=0, end=warmup_epochs, convert_to_iter_based=True),
     dict(
