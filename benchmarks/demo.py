@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -158,24 +159,44 @@ def _run_group(group: Sequence[Stage], titles: Mapping[Path, str], progress: Pro
     """Run stages side by side, as many as there are cores, but one by one on a GPU; if one fails, stop the others."""
     cores = os.cpu_count() or 1
     workers = 1 if torch.cuda.is_available() else min(len(group), cores)
-    running: list[subprocess.Popen[str]] = []
+    running = _Running()
     with ThreadPoolExecutor(workers) as pool:
         futures = [pool.submit(_run_stage, s, titles[s.work_dir], progress, cores // workers, running) for s in group]
         try:
             for future in as_completed(futures):
                 future.result()
         except BaseException:
-            for future in futures:
-                future.cancel()
-            for process in running:
-                process.terminate()
+            running.stop()
             raise
 
 
+class _Running:
+    """The processes of a group, which stop together: a process added afterwards is stopped at once."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._processes: list[subprocess.Popen[str]] = []
+        self.stopped = False
+
+    def add(self, process: subprocess.Popen[str]) -> None:
+        with self._lock:
+            self._processes.append(process)
+            if self.stopped:
+                process.terminate()
+
+    def stop(self) -> None:
+        with self._lock:
+            self.stopped = True
+            for process in self._processes:
+                process.terminate()
+
+
 def _run_stage(
-    stage: Stage, title: str, progress: Progress, threads: int, running: list[subprocess.Popen[str]]
+    stage: Stage, title: str, progress: Progress, threads: int, running: _Running
 ) -> None:
     """Run one training, following its log; leave it alone if its record is there."""
+    if running.stopped:
+        return
     task = progress.add_task(title, total=1.0)
     if stage.record.is_file():
         progress.update(task, completed=1.0, description=f"{title} (finished before)")
@@ -189,7 +210,7 @@ def _run_stage(
         stage.command(), cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     ) as process:
         assert process.stdout is not None
-        running.append(process)
+        running.add(process)
         for line in process.stdout:
             file.write(line)
             file.flush()
