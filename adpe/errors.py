@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from types import ModuleType
 
 
@@ -19,6 +20,12 @@ def told(error: UserError | OSError) -> str:
     if isinstance(error, UserError):
         return str(error)
     return f"{error.filename or 'a file'}: {error.strerror or error}. Choose another path, or make room there."
+
+
+def print_error(error: UserError | OSError, who: str = "") -> None:
+    """Print ``error: <who><sentence>`` to standard error, in red on a terminal."""
+    red, end = ("\033[31m", "\033[0m") if sys.stderr.isatty() else ("", "")
+    print(f"{red}error:{end} {who}{told(error)}", file=sys.stderr, flush=True)
 
 
 def require(package: str, requirements: str) -> ModuleType:

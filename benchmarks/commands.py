@@ -17,7 +17,7 @@ from rich.table import Table as TerminalTable
 from rich.text import Text
 
 from adpe.engine.records import read_records
-from adpe.errors import UserError, told
+from adpe.errors import UserError, print_error
 from adpe.files import atomic_write
 from benchmarks import claims, readme
 from benchmarks.compare import compare, select
@@ -39,8 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(args.command(args, Console()))
     except (UserError, OSError) as error:
-        red, end = ("\033[31m", "\033[0m") if sys.stderr.isatty() else ("", "")
-        print(f"{red}error:{end} {told(error)}", file=sys.stderr)
+        print_error(error)
         return 2
 
 

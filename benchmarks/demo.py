@@ -27,9 +27,9 @@ from adpe.data.layout import check_coco_root, check_segmentation_root
 from adpe.data.scenes import write_scenes
 from adpe.errors import UserError
 from adpe.files import atomic_write
+from benchmarks.training_log import fraction_done
 
 ROOT = Path(__file__).resolve().parents[1]
-_STEP = re.compile(r"(?:Epoch\(train\)\s+\[(\d+)\]\[\s*(\d+)/(\d+)\]|Iter\(train\)\s+\[\s*(\d+)/(\d+)\])")
 
 
 @dataclass(frozen=True)
@@ -191,9 +191,7 @@ class _Running:
                 process.terminate()
 
 
-def _run_stage(
-    stage: Stage, title: str, progress: Progress, threads: int, running: _Running
-) -> None:
+def _run_stage(stage: Stage, title: str, progress: Progress, threads: int, running: _Running) -> None:
     """Run one training, following its log; leave it alone if its record is there."""
     if running.stopped:
         return
@@ -215,7 +213,7 @@ def _run_stage(
             file.write(line)
             file.flush()
             last.append(line.rstrip())
-            done = _fraction(line, epochs)
+            done = fraction_done(line, epochs)
             if done is not None:
                 loss = re.search(r"  loss: ([\d.]+)", line)
                 progress.update(task, completed=done, description=f"{title}, loss {loss[1]}" if loss else title)
@@ -231,16 +229,6 @@ def _epochs(stage: Stage) -> int:
         return int(stage.options["epochs"])
     found = re.search(r"^epochs = (\d+)$", (ROOT / stage.config).read_text(), re.MULTILINE)
     return int(found[1]) if found else 1
-
-
-def _fraction(line: str, epochs: int) -> float | None:
-    match = _STEP.search(line)
-    if match is None:
-        return None
-    epoch, step, steps, iteration, iterations = match.groups()
-    if iteration is not None:
-        return int(iteration) / int(iterations)
-    return (int(epoch) - 1 + int(step) / int(steps)) / epochs
 
 
 def _progress(console: Console) -> Progress:

@@ -33,12 +33,11 @@ from adpe.engine.checkpoint_hook import EXIT_PREEMPTED
 from adpe.engine.records import append_record, read_records
 from adpe.files import atomic_write
 from benchmarks.suite import ROOT, Run
+from benchmarks.training_log import fraction_done
 
 WAITING, RUNNING, ELSEWHERE, FINISHED = "waiting", "running", "running elsewhere", "finished"
 FAILED, BLOCKED, INTERRUPTED = "failed", "needs a failed run", "interrupted"
 _OVER = (FINISHED, FAILED, BLOCKED, INTERRUPTED)
-_EPOCH = re.compile(r"Epoch\(train\)\s+\[(\d+)\]\[\s*(\d+)/(\d+)\]")
-_ITERATION = re.compile(r"Iter\(train\)\s+\[\s*(\d+)/(\d+)\]")
 _ETA = re.compile(r"eta: ((?:\d+ days?, )?[\d:]+)")
 _LOSS = re.compile(r"\bloss: ([\d.]+)")
 _SHOWN = 20  # rows of the progress table
@@ -242,15 +241,11 @@ def _start(state: State, folder: Path, slots: deque[str | None]) -> None:
 
 def _follow(state: State, folder: Path) -> None:
     state.seconds = time.time() - (state.started or time.time())
+    epochs = state.run.options.get("epochs") or state.run.options.get("record.pretraining_epochs")
     for line in reversed(_tail(state.run.work_dir(folder) / "output.log")):
-        found = _ITERATION.search(line)
-        if found:
-            state.fraction = int(found[1]) / int(found[2])
-        elif found := _EPOCH.search(line):
-            epochs = state.run.options.get("epochs") or state.run.options.get("record.pretraining_epochs")
-            epoch, step, steps = map(int, found.groups())
-            state.fraction = (epoch - 1 + step / steps) / int(epochs) if epochs else 0.0
-        if found:
+        done = fraction_done(line, int(epochs) if epochs else None)
+        if done is not None:
+            state.fraction = done
             loss, eta = _LOSS.search(line), _ETA.search(line)
             state.detail = " ".join(filter(None, (loss and f"loss {loss[1]}", eta and f"still {eta[1]}")))
             return

@@ -25,7 +25,7 @@ import torch
 from adpe.checkpoint import save_checkpoint
 from adpe.checkpoint_files import read_file
 from adpe.checkpoint_formats import Framework, from_our_names, summarize, to_our_names
-from adpe.errors import UserError, told
+from adpe.errors import UserError, print_error
 from adpe.files import atomic_write
 
 # What each framework expects around the tensors in a .pth file.
@@ -69,8 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         print(convert(args.source, args.target, args.to, args.img_size, args.force))
     except (UserError, OSError) as error:
-        red, end = ("\033[31m", "\033[0m") if sys.stderr.isatty() else ("", "")
-        print(f"{red}error:{end} {told(error)}", file=sys.stderr)
+        print_error(error)
         return 2
     return 0
 

@@ -22,7 +22,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from adpe.data.prepare import DATA_SETS, prepare
-from adpe.errors import UserError, told
+from adpe.errors import UserError, print_error
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -39,8 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
         for path in prepare(args.dataset, args.root, args.archive, args.keep, not args.no_checksum):
             print(f"ready: {path}")
     except (UserError, OSError) as error:
-        red, end = ("\033[31m", "\033[0m") if sys.stderr.isatty() else ("", "")
-        print(f"{red}error:{end} {told(error)}", file=sys.stderr)
+        print_error(error)
         return 2
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here.", file=sys.stderr)

@@ -5,6 +5,7 @@ Exit status: 0 done; 2 a mistake in config, paths or command line; 85 stopped by
 checkpoint, go on with --resume; 1 anything else.
 """
 
+import importlib
 import sys
 from pathlib import Path
 
@@ -13,17 +14,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from adpe.errors import UserError, require
 
 
-def main(command: str = "train_main") -> int:
-    """Run a command of `adpe.engine.launch`, once what it needs is installed; returns the exit status."""
+def main(command: str = "train_main", module: str = "adpe.engine.launch") -> int:
+    """Run a command of a module, once what it needs is installed; returns the exit status."""
     try:
         require("torch", "requirements/runtime.txt")
         require("mmengine", "requirements/mm.txt")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    from adpe.engine import launch
-
-    return getattr(launch, command)()
+    return getattr(importlib.import_module(module), command)()
 
 
 if __name__ == "__main__":

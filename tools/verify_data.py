@@ -26,7 +26,7 @@ from rich.table import Table
 from rich.text import Text
 
 from adpe.data.verify import VERIFIERS
-from adpe.errors import UserError
+from adpe.errors import UserError, print_error
 
 
 def show_progress(items: Iterable[Any], total: int, text: str) -> Iterable[Any]:
@@ -44,8 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         findings = VERIFIERS[args.dataset](args.root, args.quick, show_progress)
     except UserError as error:
-        red, end = ("\033[31m", "\033[0m") if sys.stderr.isatty() else ("", "")
-        print(f"{red}error:{end} {error}", file=sys.stderr)
+        print_error(error)
         return 1
     table = Table("check", "", "found", box=box.SIMPLE_HEAD, pad_edge=False)
     for finding in findings:

@@ -8,7 +8,6 @@ import datetime
 import json
 import os
 import signal
-import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +24,7 @@ from adpe.engine.records import config_sha256
 from adpe.engine.reproducible import make_reproducible
 from adpe.engine.runner import AdPERunner
 from adpe.engine.tta import use_tta
-from adpe.errors import UserError
+from adpe.errors import UserError, print_error
 from adpe.files import atomic_write
 
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl
@@ -88,9 +87,7 @@ def _run(command: Callable[[argparse.Namespace], Any], args: argparse.Namespace)
 
 def _tell(error: UserError, launcher: str) -> int:
     rank = int(os.environ.get("RANK", 0)) if launcher != "none" else 0
-    red, end = ("\033[31m", "\033[0m") if sys.stderr.isatty() else ("", "")
-    who = f"rank {rank}: " if rank else ""
-    print(f"{red}error:{end} {who}{error}", file=sys.stderr, flush=True)
+    print_error(error, f"rank {rank}: " if rank else "")
     return 2
 
 

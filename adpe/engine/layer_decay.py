@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from mmengine.logging import print_log
-from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMIZERS
 from torch import nn
 
+from adpe.engine.unwrapped import unwrapped
 from adpe.errors import UserError
 from adpe.layer_decay import layer_decay_groups
 
@@ -34,9 +34,8 @@ class AdPELayerDecayOptimWrapperConstructor:
             raise UserError(f"optim_wrapper.paramwise_cfg {problem}: expected dict(layer_decay_rate=..., compat=...).")
 
     def __call__(self, model: nn.Module) -> OptimWrapper:
-        inner: nn.Module = model.module if is_model_wrapper(model) else model  # type: ignore[assignment]
         weight_decay = self.optimizer_cfg.get("weight_decay", 0.0)
-        groups = layer_decay_groups(inner, self.optimizer_cfg["lr"], weight_decay, **self.paramwise_cfg)
+        groups = layer_decay_groups(unwrapped(model), self.optimizer_cfg["lr"], weight_decay, **self.paramwise_cfg)
         rates = sorted({group["lr"] for group in groups})
         print_log(
             f"layer decay {self.paramwise_cfg}: {len(groups)} groups, {len(rates)} learning rates from {rates[0]:.3g} "

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMIZERS
 from torch import nn
 
+from adpe.engine.unwrapped import unwrapped
 from adpe.mae import MaskedAutoencoder
 from adpe.optim import parameter_groups
 
@@ -26,8 +26,7 @@ class AdversarialOptimWrapperConstructor:
         self.paramwise_cfg = dict(paramwise_cfg or {})
 
     def __call__(self, model: nn.Module) -> OptimWrapper:
-        unwrapped = model.module if is_model_wrapper(model) else model
-        autoencoder: MaskedAutoencoder = unwrapped.model  # type: ignore[union-attr, assignment]
+        autoencoder: MaskedAutoencoder = unwrapped(model).model
         lr = self.optimizer_cfg["lr"]
         adversary_lr = self.paramwise_cfg.get("adversary_lr", lr)
         weight_decay = self.optimizer_cfg.get("weight_decay", 0.0)

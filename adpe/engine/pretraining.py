@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from mmengine.dist import master_only
 from mmengine.hooks import Hook
-from mmengine.model import BaseDataPreprocessor, BaseModel, is_model_wrapper
+from mmengine.model import BaseDataPreprocessor, BaseModel
 from mmengine.registry import HOOKS, MODELS
 from torch import Tensor
 
 from adpe.checkpoint import save_checkpoint
 from adpe.data.multicrop import IMAGENET_MEAN, IMAGENET_STD, normalize_crops
+from adpe.engine.unwrapped import unwrapped
 from adpe.models import create_model
 
 
@@ -82,7 +83,7 @@ class AdPEExportHook(Hook):
 
     @master_only
     def after_train(self, runner: Any) -> None:
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = unwrapped(runner.model)
         path = Path(runner.work_dir) / "encoder.safetensors"
         state = {f"encoder.{name}": tensor for name, tensor in model.model.encoder.state_dict().items()}
         save_checkpoint(state, path, {"config": str(runner.cfg.filename), "iterations": str(runner.iter)})

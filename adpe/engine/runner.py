@@ -8,13 +8,14 @@ from typing import Any
 
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
-from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.model import BaseTTAModel
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from torch import nn
 
 from adpe.engine.checkpoint_hook import read_training_checkpoint
 from adpe.engine.reproducible import position, set_random_state
+from adpe.engine.unwrapped import unwrapped
 from adpe.errors import UserError
 from adpe.files import atomic_write
 
@@ -70,7 +71,7 @@ class AdPERunner(Runner):
         """
         checkpoint = read_training_checkpoint(filename, map_location)
         self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
-        model: nn.Module = self.model.module if is_model_wrapper(self.model) else self.model
+        model: nn.Module = unwrapped(self.model)
         if isinstance(model, BaseTTAModel):
             model = model.module
         prefixed = all(name.startswith("module.") for name in checkpoint["state_dict"])

@@ -26,12 +26,12 @@ from typing import Any
 import torch
 from mmengine.dist import all_reduce
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapperDict
 from mmengine.registry import HOOKS
 from torch import Tensor, nn
 
 from adpe.adversary import Adversary
+from adpe.engine.unwrapped import unwrapped
 from adpe.errors import UserError
 
 # Of the initial learning rate: less than any warm-up begins with, more than schedules leave by rounding.
@@ -54,10 +54,6 @@ def _optimizers(runner: Any) -> list[torch.optim.Optimizer]:
 
 def _groups(runner: Any) -> list[dict[str, Any]]:
     return [group for optimizer in _optimizers(runner) for group in optimizer.param_groups]
-
-
-def _model(runner: Any) -> nn.Module:
-    return runner.model.module if is_model_wrapper(runner.model) else runner.model
 
 
 def _accumulation(runner: Any) -> int:
@@ -92,11 +88,11 @@ class AdPEGradientGuard(Hook):
     """
 
     def before_train(self, runner: Any) -> None:
-        names = {id(parameter): name for name, parameter in _model(runner).named_parameters()}
+        names = {id(parameter): name for name, parameter in unwrapped(runner.model).named_parameters()}
         optimised = {id(parameter) for group in _groups(runner) for parameter in group["params"]}
         forgotten = [
             names[id(parameter)]
-            for parameter in _model(runner).parameters()
+            for parameter in unwrapped(runner.model).parameters()
             if parameter.requires_grad and id(parameter) not in optimised
         ]
         if forgotten:
@@ -146,7 +142,7 @@ class AdPEAdversaryGuard(Hook):
     def before_train(self, runner: Any) -> None:
         self.start: dict[str, Tensor] = {}
         self.moves = 0
-        parameters = dict(self._parameters(_model(runner)))
+        parameters = dict(self._parameters(unwrapped(runner.model)))
         ascending = {
             id(parameter) for group in _groups(runner) if group.get("maximize") for parameter in group["params"]
         }
@@ -157,7 +153,7 @@ class AdPEAdversaryGuard(Hook):
                 "optim_wrapper.constructor = 'AdversarialOptimWrapperConstructor', or adversary=None in the model. "
                 f"{_off('adversary_guard')}"
             )
-        bounded = any(isinstance(m, Adversary) and m.norm is not None for m in _model(runner).modules())
+        bounded = any(isinstance(m, Adversary) and m.norm is not None for m in unwrapped(runner.model).modules())
         # In a resumed run, a projected adversary may rest on its bound.
         if not (bounded and runner.iter > 0):
             self.start = {name: value.detach().clone() for name, value in parameters.items()}
@@ -177,7 +173,7 @@ class AdPEAdversaryGuard(Hook):
             self._look(runner)
 
     def _look(self, runner: Any) -> None:
-        parameters = dict(self._parameters(_model(runner)))
+        parameters = dict(self._parameters(unwrapped(runner.model)))
         still = [name for name, value in self.start.items() if torch.equal(value, parameters[name])]
         self.start = {}
         if still:
