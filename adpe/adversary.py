@@ -11,6 +11,7 @@ absolute  embedding   ``token (1, 1, D)``          the vector that stands at mas
 absolute  coordinate  ``shift (2,)``               (column, row) of masked patches before their sine-cosine code
 relative  embedding   ``(layers, d)`` a stack      every bucket of the relative table, where the key is masked
 relative  coordinate  ``(layers, 2)`` a stack      (row, column) offsets of masked queries, interpolated buckets
+any       random      none                         as coordinate, by a fresh uniform draw: the control without adversary
 ========  ==========  ===========================  ==================================================================
 
 The reference's relative embedding acts on masked *queries*: the same number is added to every logit of a row and the
@@ -30,7 +31,7 @@ from adpe.attention import RelativeTerm
 from adpe.positions import CLASS_BUCKET, axis_weights, grid_coordinates, pair_weights, sincos, token_weights
 from adpe.vit import Position
 
-Mode = Literal["embedding", "coordinate"]
+Mode = Literal["embedding", "coordinate", "random"]
 Norm = Literal["l2", "linf"]
 Variant = Literal["masked_keys", "reference"]
 
@@ -61,6 +62,11 @@ class Adversary(nn.Module):
             )
         self.norm = norm
         self.epsilon = epsilon
+
+    @property
+    def learns(self) -> bool:
+        """Whether there are parameters that ascend; the random controls have none."""
+        return next(self.parameters(), None) is not None
 
     def mask_token(self, token: Tensor | None) -> Tensor | None:
         """The vector ``(1, 1, D)`` that stands at masked patches."""
@@ -113,9 +119,7 @@ class CoordinateAdversary(Adversary):
         self.shift = nn.Parameter(torch.zeros(2))
 
     def patch_positions(self, positions: Tensor, masked: Tensor, grid: tuple[int, int]) -> Tensor:
-        coordinates = grid_coordinates(*grid, self.shift.dtype, self.shift.device)
-        displaced = sincos(coordinates + self.shift, positions.shape[-1]).to(positions.dtype)
-        return torch.where(masked.unsqueeze(-1), displaced, positions)
+        return displace_patches(positions, masked, grid, self.shift)
 
 
 class RelativeAdversary(Adversary):
@@ -170,17 +174,60 @@ class OffsetAdversary(RelativeAdversary):
     def relative_terms(
         self, stage: Literal["encoder", "decoder"], terms: list[RelativeTerm | None], masked: Tensor
     ) -> list[RelativeTerm | None]:
-        shifts = self.stack(stage)
-        assert terms[0] is not None
-        h, w = terms[0].grid
-        clean = token_weights(h, w, True, shifts.dtype, shifts.device)
-        shifted = pair_weights(*axis_weights(h, w, True, shifts.dtype, shifts.device, shifts), interpolate=True)
-        shifted = F.pad(shifted, (1, 0, 0, 0, 1, 0))  # no bucket but the class token's own for pairs with it
-        patches, cls = clean.split([CLASS_BUCKET, 1], dim=1)
-        return [
-            _on_masked(term, masked, displaced_weights=torch.cat([patches, weights, cls], dim=1))
-            for term, weights in zip(terms, shifted, strict=True)
-        ]
+        return displace_offsets(terms, masked, self.stack(stage))
+
+
+class RandomShift(Adversary):
+    """The control of :class:`CoordinateAdversary`: masked patches shift by a draw from the ball of radius `epsilon`.
+
+    Uniform, one draw a forward pass for the whole batch (and one a rank), as the adversary's shift is one for all.
+    """
+
+    def patch_positions(self, positions: Tensor, masked: Tensor, grid: tuple[int, int]) -> Tensor:
+        return displace_patches(positions, masked, grid, self.draw(1, positions.device)[0])
+
+    def draw(self, rows: int, device: torch.device) -> Tensor:
+        """Uniform in the ball: ``(rows, 2)``, patches; the square of side ``2 epsilon`` (linf) or the disc (l2)."""
+        assert self.epsilon is not None
+        points = self.epsilon * (2 * torch.rand(rows, 2, device=device) - 1)
+        if self.norm == "l2":
+            radius = self.epsilon * torch.rand(rows, 1, device=device).sqrt()
+            angle = 2 * torch.pi * torch.rand(rows, 1, device=device)
+            points = radius * torch.cat([angle.cos(), angle.sin()], dim=1)
+        return points
+
+
+class RandomOffsets(RandomShift):
+    """The control of :class:`OffsetAdversary`: the same for the offsets of masked queries, one draw a layer."""
+
+    def patch_positions(self, positions: Tensor, masked: Tensor, grid: tuple[int, int]) -> Tensor:
+        return positions
+
+    def relative_terms(
+        self, stage: Literal["encoder", "decoder"], terms: list[RelativeTerm | None], masked: Tensor
+    ) -> list[RelativeTerm | None]:
+        return displace_offsets(terms, masked, self.draw(len(terms), masked.device))
+
+
+def displace_patches(positions: Tensor, masked: Tensor, grid: tuple[int, int], shift: Tensor) -> Tensor:
+    """Absolute positions ``(1, L, D)`` to ``(B, L, D)``: masked patches, ``(B, L)``, at ``(column, row) + shift``."""
+    coordinates = grid_coordinates(*grid, shift.dtype, shift.device)
+    displaced = sincos(coordinates + shift, positions.shape[-1]).to(positions.dtype)
+    return torch.where(masked.unsqueeze(-1), displaced, positions)
+
+
+def displace_offsets(terms: list[RelativeTerm | None], masked: Tensor, shifts: Tensor) -> list[RelativeTerm | None]:
+    """Relative terms whose masked queries, ``(B, L)``, see ``(row, column) + shifts[layer]``; shifts (layers, 2)."""
+    assert terms[0] is not None
+    h, w = terms[0].grid
+    clean = token_weights(h, w, True, shifts.dtype, shifts.device)
+    shifted = pair_weights(*axis_weights(h, w, True, shifts.dtype, shifts.device, shifts), interpolate=True)
+    shifted = F.pad(shifted, (1, 0, 0, 0, 1, 0))  # no bucket but the class token's own for pairs with it
+    patches, cls = clean.split([CLASS_BUCKET, 1], dim=1)
+    return [
+        _on_masked(term, masked, displaced_weights=torch.cat([patches, weights, cls], dim=1))
+        for term, weights in zip(terms, shifted, strict=True)
+    ]
 
 
 def _on_masked(term: RelativeTerm | None, masked: Tensor, **perturbation: Any) -> RelativeTerm:
@@ -202,7 +249,7 @@ def build_adversary(
 
     Args:
         position: of the encoder; the coordinate mode needs the interpolated form of relative positions.
-        mode: "embedding" or "coordinate".
+        mode: "embedding", "coordinate", or "random" for the control.
         encoder: width, depth and heads of the encoder.
         decoder: width, depth and heads of the decoder.
         variant: of the relative embedding adversary.
@@ -210,19 +257,23 @@ def build_adversary(
         epsilon: see :class:`Adversary`.
 
     Raises:
-        ValueError: for an unknown mode, or a mode that the position cannot have.
+        ValueError: for an unknown mode, one that the position cannot have, or a control without a ball.
     """
     if mode not in get_args(Mode):
-        raise ValueError(f"adversary must be embedding, coordinate or None; got {mode!r}.")
-    if variant != "masked_keys" and (position == "absolute" or mode == "coordinate"):
+        raise ValueError(f"adversary must be embedding, coordinate, random or None; got {mode!r}.")
+    if variant != "masked_keys" and (position == "absolute" or mode != "embedding"):
         raise ValueError(f"adversary_variant={variant!r} is of the embedding adversary on relative positions alone.")
+    if mode == "random" and norm is None:
+        raise ValueError("adversary='random' draws from a ball: set adversary_norm and adversary_epsilon (patches).")
     if position == "absolute":
         if mode == "embedding":
             return MaskTokenAdversary(encoder[0], norm, epsilon)
-        return CoordinateAdversary(norm, epsilon)
-    if mode == "coordinate":
+        return CoordinateAdversary(norm, epsilon) if mode == "coordinate" else RandomShift(norm, epsilon)
+    if mode != "embedding":
         if position != "relative_interpolated":
-            raise ValueError("The coordinate adversary moves continuous offsets: set position='relative_interpolated'.")
+            raise ValueError(f"adversary={mode!r} moves continuous offsets: set position='relative_interpolated'.")
+        if mode == "random":
+            return RandomOffsets(norm, epsilon)
         return OffsetAdversary(encoder[1], decoder[1], norm, epsilon)
     shapes = [(depth, width // heads) for width, depth, heads in (encoder, decoder)]
     return RelativeEmbeddingAdversary(shapes[0], shapes[1], variant, norm, epsilon)

@@ -63,7 +63,8 @@ class MaskedAutoencoder(nn.Module):
     Args:
         encoder: a :class:`VisionTransformer` without classes; its `position` holds for the decoder too.
         mask_tokens: "encoder" (MAE+, AdPE) or "decoder" (MAE).
-        adversary: "embedding", "coordinate" or None (the baselines).
+        adversary: "embedding", "coordinate", None (the baselines) or "random", the control that moves as far without
+            an adversary.
         adversary_norm: projection of the adversary, "l2", "linf" or None.
         adversary_epsilon: bound of the projection.
         adversary_variant: of the relative embedding adversary, "masked_keys" or "reference" (acts on nothing).

@@ -58,13 +58,14 @@ def create_model(name: str, **options: Any) -> MaskedAutoencoder:
     Args:
         name: ``adpe_vit_{tiny,small,base,large,huge}_patch{pixels}``.
         options: of :class:`MaskedAutoencoder` (``mask_tokens``, ``adversary``, ``mask_ratio``, ``decoder_depth``...)
-            and of :class:`VisionTransformer` (``position``, ``img_size``...). The coordinate adversary on relative
-            positions works on the interpolated form, which ``position="relative"`` then stands for.
+            and of :class:`VisionTransformer` (``position``, ``img_size``...). The coordinate adversary and the
+            random control on relative positions work on the interpolated form, which ``position="relative"`` then
+            stands for.
 
     Raises:
         ValueError: for an unknown name, or options that do not go together.
     """
-    if options.get("adversary") == "coordinate" and options.get("position") == "relative":
+    if options.get("adversary") in ("coordinate", "random") and options.get("position") == "relative":
         options["position"] = "relative_interpolated"
     pretraining = {key: options.pop(key) for key in PRETRAINING_OPTIONS if key in options}
     return MaskedAutoencoder(create_encoder(name, **options), **pretraining)

@@ -131,11 +131,11 @@ def draw_adversary(model: MaskedAutoencoder, grid: tuple[int, int] | None = None
         grid: ``(h, w)`` patches; those of the model's image size if None.
 
     Raises:
-        ValueError: if the model has no adversary.
+        ValueError: if the model has no adversary that learns.
     """
     adversary = model.adversary
-    if adversary is None:
-        raise ValueError("The model has no adversary: MAE and MAE+ leave positions as they are.")
+    if adversary is None or not adversary.learns:
+        raise ValueError("The model has no adversary that learns: MAE, MAE+ and the random control have none.")
     height, width = model.encoder.img_size
     h, w = grid or (height // model.encoder.patch_size, width // model.encoder.patch_size)
     if isinstance(adversary, CoordinateAdversary):

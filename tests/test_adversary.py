@@ -11,7 +11,7 @@ from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
 
 import adpe
-from adpe.adversary import CoordinateAdversary, MaskTokenAdversary, OffsetAdversary
+from adpe.adversary import CoordinateAdversary, MaskTokenAdversary, OffsetAdversary, RandomShift, build_adversary
 from adpe.optim import parameter_groups
 
 KINDS = {
@@ -248,3 +248,58 @@ def test_ranks_hold_the_same_adversary(tmp_path) -> None:
             assert torch.equal(value, b[name]), (kind, name)
             assert value.any()
             torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_the_random_control_draws_uniformly_from_the_adversarys_ball(norm) -> None:
+    control = build_adversary("absolute", "random", (32, 2, 2), (16, 2, 2), norm=norm, epsilon=0.5)
+    assert isinstance(control, RandomShift) and not control.learns and not list(control.parameters())
+    torch.manual_seed(0)
+    points = control.draw(20_000, torch.device("cpu"))
+    if norm == "linf":
+        assert 0.499 < points.abs().max() <= 0.5
+        assert points.std(0) == pytest.approx([0.5 / 3**0.5] * 2, rel=0.02)  # of a uniform distribution
+    else:
+        radius = points.norm(dim=1)
+        assert 0.499 < radius.max() <= 0.5
+        assert radius.mean().item() == pytest.approx(0.5 * 2 / 3, rel=0.02)  # uniform in the disc
+    assert points.mean(0).abs().max() < 0.01
+
+
+@pytest.mark.parametrize(("position", "learned"), [("absolute", "shift"), ("relative", "encoder")])
+def test_the_random_control_moves_what_the_coordinate_adversary_would(position, learned) -> None:
+    options = {"adversary_norm": "linf", "adversary_epsilon": 0.5}
+    kind = "coordinate" if position == "absolute" else "relative_coordinate"
+    model = autoencoder(kind)
+    images, noise = batch()
+    still = model(images, noise).item()
+    control = build_adversary(
+        model.encoder.position, "random", (32, 2, 2), (16, 2, 2), "masked_keys", *options.values()
+    )
+    torch.manual_seed(5)
+    drawn = [control.draw(rows, torch.device("cpu")) for rows in ((1,) if position == "absolute" else (2, 2))]
+    with torch.no_grad():
+        if position == "absolute":
+            model.adversary.shift.copy_(drawn[0][0])
+        else:
+            model.adversary.encoder.copy_(drawn[0])
+            model.adversary.decoder.copy_(drawn[1])
+    expected = model(images, noise).item()
+    model.adversary = control
+    torch.manual_seed(5)
+    assert model(images, noise).item() == expected != still
+    assert model(images, noise).item() != expected  # a fresh draw every time
+
+
+def test_the_random_control_needs_a_ball_and_interpolated_positions() -> None:
+    with pytest.raises(ValueError, match="adversary_norm and adversary_epsilon"):
+        autoencoder_options(adversary="random")
+    with pytest.raises(ValueError, match="relative_interpolated"):
+        build_adversary("relative", "random", (32, 2, 2), (16, 2, 2), norm="l2", epsilon=1.0)
+    model = autoencoder_options(position="relative", adversary="random", adversary_norm="l2", adversary_epsilon=1.0)
+    assert model.encoder.position == "relative_interpolated"
+    assert [group["name"] for group in parameter_groups(model, 1e-3, 1e-3, 0.05)] == ["decay", "no_decay"]
+
+
+def autoencoder_options(**options) -> adpe.MaskedAutoencoder:
+    return adpe.create_model("adpe_vit_tiny_patch4", img_size=16, embed_dim=32, depth=1, num_heads=2, **options)

@@ -26,7 +26,7 @@ from torchvision.transforms import v2
 from adpe.checkpoint import load_checkpoint
 from adpe.checkpoint_files import build_model
 from adpe.data.images import ImageSource
-from adpe.errors import UserError, told
+from adpe.errors import UserError, print_error
 from adpe.mae import MaskedAutoencoder
 from adpe.visualize import (
     IMAGENET_MEAN,
@@ -141,8 +141,8 @@ def reconstructions(args: argparse.Namespace) -> list[Path]:
 def positions(args: argparse.Namespace) -> list[Path]:
     """The adversary's positions, and their drift where the run's log is at hand."""
     model = load_autoencoder(args)
-    if model.adversary is None:
-        raise UserError(f"{args.checkpoint} has no adversary: MAE and MAE+ leave positions as they are.")
+    if model.adversary is None or not model.adversary.learns:
+        raise UserError(f"{args.checkpoint} has no adversary that learns: MAE, MAE+ and the random control have none.")
     out = Path(args.out or "positions.png")
     written = [save_png(draw_adversary(model), out)]
     run = Path(args.run or Path(args.checkpoint).parent)
@@ -203,8 +203,7 @@ def main(arguments: list[str] | None = None) -> int:
         for path in commands[args.command](args):
             print(f"wrote {path}")
     except (UserError, OSError) as error:
-        red, end = ("\033[31m", "\033[0m") if sys.stderr.isatty() else ("", "")
-        print(f"{red}error:{end} {told(error)}", file=sys.stderr)
+        print_error(error)
         return 2
     return 0
 

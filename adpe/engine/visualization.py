@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from torch import Tensor
 
 from adpe.engine.reproducible import random_state, set_random_state
+from adpe.engine.unwrapped import unwrapped
 from adpe.errors import require
 from adpe.mae import MaskedAutoencoder
 
@@ -71,7 +71,7 @@ class AdPEVisualizationHook(Hook):
         from adpe.visualize import adversary_scalars
 
         adversary = _autoencoder(runner).adversary
-        if adversary is not None:
+        if adversary is not None and adversary.learns:
             runner.visualizer.add_scalars(adversary_scalars(adversary), step=runner.iter + 1)
 
     def _draw(self, runner: Any, step: int) -> None:
@@ -79,7 +79,7 @@ class AdPEVisualizationHook(Hook):
 
         assert self.inputs is not None
         model = _autoencoder(runner)
-        preprocessor = _unwrapped(runner).data_preprocessor
+        preprocessor = unwrapped(runner.model).data_preprocessor
         state, training = random_state(), model.training
         model.eval()
         try:
@@ -91,16 +91,12 @@ class AdPEVisualizationHook(Hook):
             columns = reconstruct(model, images, noise, mean, std)
             title = f"{'epoch' if self.by_epoch else 'iteration'} {step}: {describe_reconstruction(model)}"
             runner.visualizer.add_image("reconstructions", to_array(draw_images(columns, title)), step=step)
-            if model.adversary is not None:
+            if model.adversary is not None and model.adversary.learns:
                 runner.visualizer.add_image("adversary", to_array(draw_adversary(model, (h, w))), step=step)
         finally:
             model.train(training)
             set_random_state(state)
 
 
-def _unwrapped(runner: Any) -> Any:
-    return runner.model.module if is_model_wrapper(runner.model) else runner.model
-
-
 def _autoencoder(runner: Any) -> MaskedAutoencoder:
-    return _unwrapped(runner).model
+    return unwrapped(runner.model).model
