@@ -20,6 +20,7 @@ from adpe.engine.records import read_records
 from adpe.errors import UserError, print_error
 from adpe.files import atomic_write
 from benchmarks import claims, readme
+from benchmarks.collect import collect
 from benchmarks.compare import compare, select
 from benchmarks.leaderboard import Leaderboard, build_leaderboard
 from benchmarks.metafile import write_metafiles
@@ -97,6 +98,10 @@ def _parser() -> argparse.ArgumentParser:
     sub = add("metafile", _metafile, "OpenMMLab's metafile.yml and model-index.yml.")
     sub.add_argument("--out", required=True, help="folder to write them to")
     add_records(sub)
+
+    sub = add("collect", _collect, "Copy the records of a suite's runs to benchmarks/records, to be committed.")
+    sub.add_argument("folder", help="of the suite's runs, such as work_dirs/suites/small")
+    sub.add_argument("--out", help="file to add them to; default: benchmarks/records/NAME OF THE FOLDER.jsonl")
 
     sub = add("readme", _readme, "Write the tables of README.md anew.")
     sub.add_argument("--check", action="store_true", help="only tell whether they are up to date (status 1 if not)")
@@ -290,6 +295,16 @@ def _metafile(args: argparse.Namespace, console: Console) -> int:
     found, _ = _records(args)
     for path in write_metafiles([record for record, _ in found], Path(args.out)):
         console.print(str(path), soft_wrap=True, highlight=False)
+    return 0
+
+
+def _collect(args: argparse.Namespace, console: Console) -> int:
+    folder = Path(args.folder)
+    target = Path(args.out) if args.out else readme.RECORDS / f"{folder.resolve().name}.jsonl"
+    added, known, faults = collect(folder, target)
+    console.print(f"{target}: {added} of {known} records added.", soft_wrap=True, highlight=False)
+    for fault in faults:
+        console.print(Text(f"Reported: {fault}", style="yellow"))
     return 0
 
 

@@ -211,3 +211,23 @@ def test_a_stale_readme_is_noticed_and_rewritten(tmp_path: Path, monkeypatch: py
     path.write_text("# Title\n")
     with pytest.raises(UserError, match=r"README\.md must have the lines"):
         readme.update(path)
+
+
+def test_collected_records_name_files_from_their_suite_and_are_added_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    suite, kept = tmp_path / "small", tmp_path / "kept.jsonl"
+    suite.mkdir()
+    inside = record(checkpoint=str(suite / "mae" / "iter_9.pth"), per_image=str(suite / "mae" / "per_image.npz"))
+    elsewhere = record(seed=1, checkpoint="/home/somebody/iter_9.pth", per_image=None)
+    write(suite / "records.jsonl", inside, elsewhere, torn='{"schema": 1, "ru')
+    assert main(["collect", str(suite), "--out", str(kept)]) == 0
+    assert "2 of 2 records added" in capsys.readouterr().out
+    assert main(["collect", str(suite), "--out", str(kept)]) == 0
+    printed = capsys.readouterr().out.replace("\n", "")
+    assert "0 of 2 records added" in printed and "records.jsonl:3: not a JSON line" in printed
+    one, two = map(json.loads, kept.read_text().splitlines())
+    assert one == {**inside, "checkpoint": "mae/iter_9.pth", "per_image": "mae/per_image.npz"}
+    assert two == {**elsewhere, "checkpoint": "iter_9.pth"}
+    assert main(["collect", str(tmp_path / "nothing")]) == 2
+    assert "expected the folder of a suite" in capsys.readouterr().err
