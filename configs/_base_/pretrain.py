@@ -15,6 +15,9 @@ model = dict(
     model="adpe_vit_base_patch16",
     mask_ratio=0.75,
     norm_pix_loss=True,
+    # The reference's defaults: the adversary is free. The paper's choice is in a table that is not public.
+    adversary_norm=None,
+    adversary_epsilon=None,
     decoder_embed_dim=512,
     decoder_depth=8,
     decoder_num_heads=16,
