@@ -29,6 +29,7 @@ METRICS: dict[str, Metric] = {
     "mIoU": Metric("mIoU"),
     "mIoU_ms": Metric("mIoU, multi-scale"),
     "top1": Metric("top-1"),
+    "top5": Metric("top-5"),
     "mAcc": Metric("mean accuracy"),
     "aAcc": Metric("pixel accuracy"),
     **{

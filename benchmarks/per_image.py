@@ -30,7 +30,7 @@ def read_per_image(path: str | Path) -> dict[str, np.ndarray]:
         raise UserError(f"{path}: the file of per-image statistics that the record names does not exist.") from None
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} cannot be read as per-image statistics: {error}") from None
-    if "images" not in arrays or not ("intersection" in arrays or "bbox/score" in arrays or "segm/score" in arrays):
+    if "images" not in arrays or not {"intersection", "bbox/score", "segm/score", "rank"} & set(arrays):
         raise UserError(f"{path} holds no per-image statistics (arrays: {', '.join(arrays) or 'none'}).")
     return arrays
 
@@ -42,6 +42,9 @@ def metrics_of(arrays: dict[str, np.ndarray], images: np.ndarray) -> dict[str, M
     if "intersection" in arrays:
         areas = np.stack([arrays["intersection"], arrays["union"]], axis=-1)[order]
         return {"mIoU": lambda drawn: mean_iou(areas[drawn])}
+    if "rank" in arrays:
+        correct = 100.0 * (arrays["rank"][order] == 0)
+        return {"top1": lambda drawn: float(correct[drawn].mean())}
     kinds = [kind for kind in ("bbox", "segm") if f"{kind}/score" in arrays]
     return {f"{kind}_mAP": _AveragePrecision(arrays, kind, order) for kind in kinds}
 

@@ -47,6 +47,15 @@ def test_features_are_the_mean_of_the_patch_tokens():
     torch.testing.assert_close(features(encoder, [images[:2], images[2:]]), expected.detach())
 
 
+def test_features_of_the_class_token():
+    encoder = VisionTransformer(img_size=16, patch_size=4, embed_dim=16, depth=1, num_heads=2)
+    images = torch.randn(3, 3, 16, 16)
+    expected = F.normalize(encoder.forward_features(images)[:, 0], dim=1)
+    torch.testing.assert_close(features(encoder, [images], "token"), expected.detach())
+    with pytest.raises(ValueError, match="global_pool must be avg, or token where there is a class token; got 'max'"):
+        features(encoder, [images], "max")
+
+
 def test_too_many_neighbours():
     with pytest.raises(ValueError, match="k=4 with 3 training"):
         knn_accuracy(torch.eye(3), torch.arange(3), torch.eye(3), torch.arange(3), k=4)

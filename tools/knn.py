@@ -18,7 +18,7 @@ from adpe.checkpoint_files import build_model
 from adpe.data.images import ImageSource
 from adpe.data.multicrop import MultiCrop, crop_generator
 from adpe.errors import UserError
-from adpe.knn import features, knn_accuracy
+from adpe.knn import features, knn_accuracy, spaced
 from adpe.vit import VisionTransformer
 
 
@@ -29,11 +29,6 @@ def batches(source: ImageSource, size: int, limit: int | None) -> Iterator[torch
     for start in range(0, len(chosen), 256):
         part = chosen[start : start + 256]
         yield torch.cat([whole(source.load(i)[0], crop_generator(0, 0, i)) for i in part])
-
-
-def spaced(count: int, limit: int | None) -> list[int]:
-    """All of ``range(count)``, or `limit` of them evenly spaced."""
-    return list(range(count)) if limit is None or limit >= count else [i * count // limit for i in range(limit)]
 
 
 def build_encoder(checkpoint: str) -> VisionTransformer:
@@ -52,6 +47,7 @@ def main() -> int:
     parser.add_argument("--train-split", default="train", help="folder in the source")
     parser.add_argument("--test-split", default="test", help="folder in the source")
     parser.add_argument("--k", type=int, default=20, help="neighbours")
+    parser.add_argument("--global-pool", choices=["avg", "token"], default="avg", help="mean of patches or class token")
     parser.add_argument("--limit", type=int, help="images of each split at most; all if absent")
     parser.add_argument("--size", type=int, help="side in pixels; the model's own if absent")
     args = parser.parse_args()
@@ -61,7 +57,7 @@ def main() -> int:
         for checkpoint in track(args.checkpoints, description="k-NN", disable=not sys.stdout.isatty()):
             encoder = build_encoder(checkpoint)
             size = args.size or encoder.img_size[0]
-            train, test = (features(encoder, batches(source, size, args.limit)) for source in splits)
+            train, test = (features(encoder, batches(source, size, args.limit), args.global_pool) for source in splits)
             accuracy = knn_accuracy(train, labels[0], test, labels[1], args.k)
             print(f"{checkpoint}  k-NN top-1 {accuracy:.2f}%", flush=True)
     except (UserError, ValueError) as error:

@@ -1,13 +1,15 @@
 """Per-image statistics of an evaluation, so that two models can be compared over images when there is one seed.
 
-What mmseg's IoUMetric and mmdet's CocoMetric sum up is kept image by image and written to one ``.npz`` file of plain
-arrays (``numpy.load(..., allow_pickle=False)`` reads it):
+What mmseg's IoUMetric, mmdet's CocoMetric and `AdPEAccuracy` sum up is kept image by image and written to one ``.npz``
+file of plain arrays (``numpy.load(..., allow_pickle=False)`` reads it):
 
 - segmentation: ``images (N,)`` names, ``classes (C,)`` names, ``intersection (N, C)`` and ``union (N, C)`` in pixels;
 - detection: ``images (N,)`` COCO ids, ``classes (K,)`` names and, for each of ``bbox`` and ``segm``, one entry a
   detection, ``<type>/image`` and ``<type>/category`` (indices), ``<type>/score``, ``<type>/matched`` and
   ``<type>/ignored`` (bit t: at IoU threshold 0.50 + 0.05 t), and one entry an image and category that has objects,
-  ``<type>/truth_image``, ``<type>/truth_category``, ``<type>/truth_count``.
+  ``<type>/truth_image``, ``<type>/truth_category``, ``<type>/truth_count``;
+- classification: ``images (N,)`` names, ``classes (C,)`` names, ``label``, ``prediction`` and ``rank (N,)``, classes
+  that stood before the label's.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ MAX_DETECTIONS = 100  # an image and category, as COCO's AP
 
 
 class PerImageStatistics:
-    """Collects, beside an evaluator's IoUMetric or CocoMetric, the statistics of the images it saw."""
+    """Collects, beside an evaluator's IoUMetric, CocoMetric or AdPEAccuracy, the statistics of the images it saw."""
 
     def __init__(self) -> None:
         self.entries: list[tuple[str, Any]] = []
@@ -62,7 +64,10 @@ class PerImageStatistics:
         metric = _supported(evaluator)
         own: dict[str, Any] = {}
         if metric is not None and self.entries:
-            own = _areas(self.entries) if _is_a(metric, "IoUMetric") else _matches(metric, self.entries)
+            if _is_a(metric, "AdPEAccuracy"):
+                own = _ranks(self.entries)
+            else:
+                own = _areas(self.entries) if _is_a(metric, "IoUMetric") else _matches(metric, self.entries)
         gathered = [part for part in all_gather_object(own) if part]
         if not gathered:
             return False
@@ -81,7 +86,9 @@ def _is_a(metric: Any, name: str) -> bool:
 
 def _supported(evaluator: Any) -> Any | None:
     for metric in evaluator.metrics:
-        if _is_a(metric, "IoUMetric") or (_is_a(metric, "CocoMetric") and metric._coco_api is not None):
+        if any(_is_a(metric, name) for name in ("IoUMetric", "AdPEAccuracy")):
+            return metric
+        if _is_a(metric, "CocoMetric") and metric._coco_api is not None:
             return metric
     return None
 
@@ -96,6 +103,12 @@ def _areas(entries: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     pairs = [[np.asarray(area.cpu(), dtype=np.float64) for area in areas[:2]] for _, areas in entries]
     both = np.rint(np.asarray(pairs)).astype(np.int64)  # (N, 2, C)
     return {"images": np.asarray([name for name, _ in entries]), "intersection": both[:, 0], "union": both[:, 1]}
+
+
+def _ranks(entries: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    columns = np.asarray([result for _, result in entries], dtype=np.int32)  # (N, 3)
+    names = np.asarray([name for name, _ in entries])
+    return {"images": names, "label": columns[:, 0], "prediction": columns[:, 1], "rank": columns[:, 2]}
 
 
 def _matches(metric: Any, entries: Sequence[tuple[str, Any]]) -> dict[str, Any]:

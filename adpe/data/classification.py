@@ -1,0 +1,96 @@
+"""Labelled images under timm's transforms: class folders, or archives of them, for mmengine's configs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from mmengine.registry import DATASETS
+from torch.utils.data import Dataset
+
+from adpe.data.images import ImageSource
+from adpe.errors import UserError, require
+from adpe.knn import spaced
+
+
+@DATASETS.register_module()
+class AdPEClassificationDataset(Dataset):
+    """Images of class folders, ``train/<class>/*.jpg``, under ``timm.data.create_transform``.
+
+    Random transforms draw from the global generators, which the launcher seeds for every item of the training data.
+
+    Attributes:
+        classes: names of the class folders, sorted; a label is an index into them.
+
+    Args:
+        source: folder, archive, or list of them; see `ImageSource`.
+        split: folder inside the source, e.g. ``"train"``.
+        transform: options of ``timm.data.create_transform``: ``input_size``, ``is_training``, ``auto_augment``,
+            ``re_prob``, ``crop_pct``...
+        num_classes: class folders that have to be there; None takes any number.
+        limit: images at most, evenly spaced, so that every class keeps its share.
+        on_corrupt: ``"skip"`` or ``"error"``; see `ImageSource`.
+        cache_dir: where compressed tars are unpacked; see `ImageSource`.
+
+    Raises:
+        UserError: what `ImageSource` raises; images outside of class folders; another number of classes; a transform
+            that timm does not know.
+    """
+
+    def __init__(
+        self,
+        source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+        split: str | None = None,
+        transform: dict[str, Any] | None = None,
+        num_classes: int | None = None,
+        limit: int | None = None,
+        on_corrupt: str = "skip",
+        cache_dir: str | os.PathLike[str] | None = None,
+    ) -> None:
+        require("timm", "requirements/runtime.txt")
+        from timm.data import create_transform
+
+        self.images = ImageSource(source, split=split, on_corrupt=on_corrupt, cache_dir=cache_dir)
+        self.classes = tuple(self.images.classes)
+        loose = (self.images.labels < 0).nonzero()[0]
+        if len(loose):
+            raise UserError(
+                f"{self.images.path(int(loose[0]))} lies in no class folder, as do {len(loose) - 1} other images: "
+                f"expected {'<split>/' if split else ''}<class>/<image> in {source}."
+            )
+        if num_classes is not None and len(self.classes) != num_classes:
+            names = ", ".join(self.classes[:8]) + (", ..." if len(self.classes) > 8 else "")
+            raise UserError(
+                f"{source}{f', split {split}' if split else ''}: {len(self.classes)} class folders ({names}), the "
+                f"config says num_classes = {num_classes}. A folder is missing or one too many; or set num_classes."
+            )
+        if limit is not None and limit < 1:
+            raise UserError(f"limit={limit!r}: expected a positive number of images, or None for all.")
+        self.chosen = spaced(len(self.images), limit)
+        try:
+            self.transform = create_transform(**{"no_aug": False, **(transform or {})})
+        except (TypeError, AssertionError, KeyError) as error:
+            raise UserError(f"transform {transform}: timm.data.create_transform says: {error}") from None
+
+    @property
+    def metainfo(self) -> dict[str, Any]:
+        """Class names, which mmengine stores in checkpoints."""
+        return {"classes": self.classes}
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """One sample.
+
+        Returns:
+            `inputs`: (3, H, W) float32 normalised; `data_samples`: dict of `img_path` (str), `index` (in the source)
+            and `label` (int) of the image delivered, another than asked for where a corrupt one was skipped.
+        """
+        image, delivered = self.images.load(self.chosen[index])
+        path, label = self.images.path(delivered), self.images.label(delivered)
+        return {
+            "inputs": self.transform(image),
+            "data_samples": {"img_path": path, "index": delivered, "label": label},
+        }

@@ -1,0 +1,52 @@
+"""MAE's fine-tuning on ImageNet, ViT-B (facebookresearch/mae FINETUNE.md and main_finetune.py)."""
+
+_base_ = "./imagenet_classification.py"
+
+epochs = 100
+warmup_epochs = 5
+effective_batch = 1024
+blr = 5e-4
+lr = blr * effective_batch / 256
+model = dict(
+    type="AdPEClassifier",
+    global_pool="avg",
+    drop_path_rate=0.1,
+    head_init_std=2e-5,
+    label_smoothing=0.1,
+    mixup=dict(mixup_alpha=0.8, cutmix_alpha=1.0, prob=1.0, switch_prob=0.5, mode="batch"),
+)
+# batch_size: the most images a GPU holds at once.
+train_dataloader = dict(
+    batch_size=128,
+    dataset=dict(
+        transform=dict(
+            input_size=_base_.image_size,
+            is_training=True,
+            color_jitter=None,
+            auto_augment="rand-m9-mstd0.5-inc1",
+            interpolation="bicubic",
+            re_prob=0.25,
+            re_mode="pixel",
+            re_count=1,
+        )
+    ),
+)
+optim_wrapper = dict(
+    type="AdPEAutocastOptimWrapper",
+    constructor="AdPELayerDecayOptimWrapperConstructor",
+    optimizer=dict(type="AdamW", lr=lr, betas=(0.9, 0.999), weight_decay=0.05, fused=True),
+    paramwise_cfg=dict(layer_decay_rate=0.65, compat="clean"),
+)
+# The minimum of 1e-6 is that of the full rate; layers with less end at the same share of theirs.
+param_scheduler = [
+    dict(type="LinearLR", start_factor=1e-8, begin=0, end=warmup_epochs, convert_to_iter_based=True),
+    dict(
+        type="CosineAnnealingLR",
+        eta_min_ratio=1e-6 / lr,
+        begin=warmup_epochs,
+        end=epochs,
+        T_max=epochs - warmup_epochs,
+        convert_to_iter_based=True,
+    ),
+]
+train_cfg = dict(by_epoch=True, max_epochs=epochs, val_interval=max(1, epochs // 10))

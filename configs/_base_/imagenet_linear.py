@@ -1,0 +1,36 @@
+"""MAE's linear probe on ImageNet (arXiv 2111.06377, table 10; facebookresearch/mae FINETUNE.md, main_linprobe.py)."""
+
+_base_ = "./imagenet_classification.py"
+
+epochs = 90
+warmup_epochs = 10
+effective_batch = 16384
+blr = 0.1
+lr = blr * effective_batch / 256
+model = dict(type="AdPEClassifier", frozen=True, global_pool="token", head_init_std=0.01)
+# batch_size: the most images a GPU holds at once.
+train_dataloader = dict(
+    batch_size=512,
+    dataset=dict(
+        transform=dict(
+            input_size=_base_.image_size, is_training=True, color_jitter=None, hflip=0.5, interpolation="bicubic"
+        )
+    ),
+)
+optim_wrapper = dict(
+    type="AdPEAutocastOptimWrapper",
+    constructor="AdPELarsOptimWrapperConstructor",
+    optimizer=dict(type="AdPELars", lr=lr, momentum=0.9, weight_decay=0.0, trust_coeff=0.001),
+)
+param_scheduler = [
+    dict(type="LinearLR", start_factor=1e-8, begin=0, end=warmup_epochs, convert_to_iter_based=True),
+    dict(
+        type="CosineAnnealingLR",
+        eta_min=0.0,
+        begin=warmup_epochs,
+        end=epochs,
+        T_max=epochs - warmup_epochs,
+        convert_to_iter_based=True,
+    ),
+]
+train_cfg = dict(by_epoch=True, max_epochs=epochs, val_interval=max(1, epochs // 10))

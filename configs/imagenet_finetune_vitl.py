@@ -1,0 +1,31 @@
+"""Fine-tuning of ViT-L on ImageNet, 50 epochs of batch 1024.
+
+Reproduces: MAE, top-1 85.87 (mean of 4 seeds, standard deviation 0.07; facebookresearch/mae FINETUNE.md); AdPE with
+relative positions and the coordinate adversary, 86.3 (its repository; batch 4096 by its commands:
+--cfg-options effective_batch=4096 position=relative_interpolated).
+The recipe is MAE's: lr 1e-3 x batch / 256, layer decay 0.75, drop path 0.2; see imagenet_finetune_vitb.py.
+Cost: not measured here; 8 h 52 min on 32 V100 as published.
+Command: tools/dist_train.sh configs/imagenet_finetune_vitl.py 8 --cfg-options pretrained=ENCODER
+"""
+
+_base_ = "./_base_/imagenet_finetune.py"
+
+epochs = 50
+warmup_epochs = 5
+blr = 1e-3
+lr = blr * _base_.effective_batch / 256
+model = dict(model="adpe_vit_large_patch16", drop_path_rate=0.2)
+train_dataloader = dict(batch_size=32)
+optim_wrapper = dict(optimizer=dict(lr=lr), paramwise_cfg=dict(layer_decay_rate=0.75))
+param_scheduler = [
+    dict(type="LinearLR", start_factor=1e-8, begin=0, end=warmup_epochs, convert_to_iter_based=True),
+    dict(
+        type="CosineAnnealingLR",
+        eta_min_ratio=1e-6 / lr,
+        begin=warmup_epochs,
+        end=epochs,
+        T_max=epochs - warmup_epochs,
+        convert_to_iter_based=True,
+    ),
+]
+train_cfg = dict(max_epochs=epochs, val_interval=max(1, epochs // 10))
