@@ -7,7 +7,8 @@ The files are read by `adpe.checkpoint_files`, which executes nothing of them; t
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
@@ -96,7 +97,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     Raises:
         UserError: if the file is missing, empty, truncated, not a checkpoint, holds code, or no encoder.
     """
-    return to_our_names(read_file(path), str(path))
+    with _shapes_of(path):
+        return to_our_names(read_file(path), str(path))
 
 
 def load_checkpoint(
@@ -120,7 +122,8 @@ def load_checkpoint(
             untouched then.
     """
     report = LoadReport(str(path))
-    state = to_our_names(read_file(path), str(path), report.dropped)
+    with _shapes_of(path):
+        state = to_our_names(read_file(path), str(path), report.dropped)
     if isinstance(model, VisionTransformer):
         for name in [name for name in state if not name.startswith("encoder.")]:
             report.dropped[name] = "not part of the encoder"
@@ -128,8 +131,9 @@ def load_checkpoint(
     encoder: Any = model if isinstance(model, VisionTransformer) else model.encoder
     prefix = "" if encoder is model else "encoder."
     wanted = model.state_dict()
-    _settle_positions(encoder, wanted, state, prefix, report)
-    _resize_relative_tables(encoder, wanted, state, report)
+    with _shapes_of(path):
+        _settle_positions(encoder, wanted, state, prefix, report)
+        _resize_relative_tables(encoder, wanted, state, report)
     if f"{prefix}fc_norm.weight" in wanted and f"{prefix}fc_norm.weight" not in state:
         for name in [name for name in state if name.startswith(f"{prefix}head.")]:
             del state[name]
@@ -176,6 +180,21 @@ def load_checkpoint(
     if verbose:
         print(report, flush=True)
     return report
+
+
+@contextmanager
+def _shapes_of(path: str | Path) -> Iterator[None]:
+    """Tell in a sentence that tensors cannot be joined or resized, for they have not the shapes of their names."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (RuntimeError, IndexError, TypeError, ValueError) as error:
+        reason = str(error).partition("\n")[0][:160]
+        raise UserError(
+            f"{path}: its tensors do not have the shapes that their names promise ({reason}). Write or download it "
+            "again."
+        ) from error
 
 
 def save_checkpoint(state: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
@@ -240,7 +259,9 @@ def _resize_relative_tables(
     """Fit BEiT's and ViTDet's relative tables to windows of another size, each as its framework does."""
     grid = (encoder.img_size[0] // encoder.patch_size, encoder.img_size[1] // encoder.patch_size)
     for name, table in state.items():
-        if name not in wanted or table.shape == wanted[name].shape or table.shape[-1] != wanted[name].shape[-1]:
+        if name not in wanted or table.shape == wanted[name].shape or table.ndim != wanted[name].ndim:
+            continue
+        if table.shape[-1] != wanted[name].shape[-1]:
             continue
         old, new = len(table), len(wanted[name])
         if name.endswith((".rel_pos_h", ".rel_pos_w")):

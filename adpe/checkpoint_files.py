@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import ast
 import pickle
+import pickletools
 import re
 import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -96,11 +97,33 @@ def _read(path: Path) -> object:
         from safetensors.torch import load_file
 
         return load_file(path)
-    if path.suffix in PICKLES and not zipfile.is_zipfile(path):
+    if zipfile.is_zipfile(path):
+        refuse_bomb(path)
+    elif path.suffix in PICKLES:
         with open(path, "rb") as file:
+            _refuse_large_memo(file)
+            file.seek(0)
             return _tensors(_ArrayUnpickler(file, encoding="latin1").load())
     with torch.serialization.safe_globals(_DATA_TYPES):
         return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def refuse_bomb(path: Path) -> None:
+    """Raise UserError if the members of a zip are together larger than it is: ``torch.save`` does not compress."""
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(entry.file_size for entry in archive.infolist())
+    if unpacked > path.stat().st_size:
+        raise UserError(
+            f"Checkpoint {path} unpacks to {unpacked} bytes, more than it has: refused as a decompression bomb. Save "
+            "it with torch.save, which does not compress."
+        )
+
+
+def _refuse_large_memo(file: IO[bytes]) -> None:
+    """Raise UnpicklingError for an index that no pickle of this length needs, and that memory would be taken for."""
+    for opcode, argument, position in pickletools.genops(file):
+        if opcode.name in ("PUT", "LONG_BINPUT") and int(argument or 0) > int(position or 0):
+            raise pickle.UnpicklingError(f"memo index {argument} at byte {position}")
 
 
 class _ArrayUnpickler(pickle.Unpickler):

@@ -22,8 +22,9 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from adpe.errors import UserError
 
-# Exit statuses of the scripts that say all there is to say: a user's mistake, and a run stopped by a signal.
-_TOLD = (2, 85)
+# Exit statuses of the scripts that say all there is to say: a user's mistake, a run stopped by a signal, and a process
+# that lost another one.
+_TOLD = (2, 85, 86)
 
 
 def number_of_processes(gpus: str) -> int:
@@ -105,7 +106,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         run.main([*options, *arguments[1:]])
     except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
+        # One that lost another process is not the cause, even where it ended first.
+        rank, failure = min(error.failures.items(), key=lambda item: (item[1].exitcode == 86, item[1].timestamp))
         if failure.exitcode not in _TOLD:
             how = failure.signal_name() if failure.exitcode < 0 else f"exit status {failure.exitcode}"
             print(f"error: rank {rank} failed ({how}); the other processes were ended.", file=sys.stderr)

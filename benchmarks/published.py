@@ -19,7 +19,6 @@ What the source does not say is null; only head and data must be known, if by "n
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -52,7 +51,7 @@ def read_yaml(path: str | Path) -> Any:
         return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
-    except (yaml.YAMLError, RecursionError) as error:
+    except Exception as error:  # the loader's own, and whatever int, float and date raise on what is tagged as such
         reason = getattr(error, "problem", None) or str(error)
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
@@ -77,8 +76,8 @@ def read_published(directory: str | Path = FOLDER) -> list[dict[str, Any]]:
         for number, entry in enumerate(content, start=1):
             where = f"{path}, row {number}"
             _check(entry, where)
-            identity = json.dumps([entry[key] for key in ("method", "backbone", "task", "dataset")])
-            identity += json.dumps([entry["pretraining"], entry["protocol"]], sort_keys=True, default=str)
+            identity = str([entry[key] for key in ("method", "backbone", "task", "dataset")])
+            identity += str([sorted(entry[key].items()) for key in ("pretraining", "protocol")])
             if identity in seen:
                 raise UserError(f"{where}: the same method and protocol as {seen[identity]}; keep one of them.")
             seen[identity] = where
@@ -113,5 +112,7 @@ def _check(entry: Any, where: str) -> None:
         if entry[key] not in allowed:
             raise UserError(f"{where}: {key} {entry[key]!r} is none of {', '.join(allowed)}.")
     for name, value in entry["metrics"].items():
+        if not isinstance(name, str):
+            raise UserError(f"{where}: metric {name!r} must be named by text.")
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
             raise UserError(f"{where}: metric {name} must be a finite number, found {value!r}.")

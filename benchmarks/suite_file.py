@@ -27,6 +27,7 @@ from __future__ import annotations
 import difflib
 import itertools
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -69,7 +70,8 @@ def read_suite(name: str | Path) -> Suite:
         for name in slugs:
             if slugs.count(name) > 1:
                 raise UserError(f"{path}: {kind} has {name!r} twice; names must differ in letters and digits.")
-    rows = {entry["id"]: entry for entry in read_published() if "id" in entry}
+    published = read_published() if content.get("claims") or content.get("missing") else []
+    rows = {entry["id"]: entry for entry in published if "id" in entry}
     claims = tuple(_claim(item, where, methods, tasks, rows) for item, where in _items(content, "claims", path))
     missing = []
     for item, where in _items(content, "missing", path):
@@ -136,7 +138,7 @@ def _seeds(value: Any, where: str) -> tuple[int, ...]:
 
 
 def _config(value: Any, where: str) -> str:
-    if not isinstance(value, str) or not value.endswith(".py") or not (ROOT / value).is_file():
+    if not isinstance(value, str) or not value.endswith(".py") or not os.path.isfile(ROOT / value):
         files = (ROOT / "configs").rglob("*.py")
         known = [str(file.relative_to(ROOT)) for file in files if "_base_" not in file.parts]
         near = difflib.get_close_matches(str(value), known, 3, 0.5)

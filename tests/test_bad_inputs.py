@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import runpy
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -107,6 +108,11 @@ TRAIN = {
     ),
     "module that is missing": Mistake("train.py", ("{tmp}/no_module.py",), ("custom_imports", "no_such_module")),
     "config without a model": Mistake("train.py", ("{tmp}/empty.py", *WORK), ("has no dict train_dataloader",)),
+    "validation that is half switched off": Mistake(
+        "train.py",
+        ("{tmp}/tiny.py", *OPTION, "val_dataloader=None"),
+        ("sets val_cfg and val_evaluator, but val_dataloader is None", "val_cfg=None val_evaluator=None"),
+    ),
     "misspelled model": Mistake(
         "train.py", ("{tmp}/tiny.py", *OPTION, "model.type=TinyModle"), ("TinyModle, which is not a registered model",)
     ),
@@ -158,6 +164,12 @@ CHECKPOINTS = {
         "knn.py",
         ("{tmp}/none.pth", "--source", "{tmp}/classes", "--train-split", "learn"),
         ("no images under 'learn'", "among test, train"),
+    ),
+    "k-NN of an archive without a cache": Mistake(
+        "knn.py",
+        ("{tmp}/epoch_2.pth", "--source", "{tmp}/images.tar.gz"),
+        ("cannot unpack {tmp}/images.tar.gz into the cache {tmp}/file/cache", "ADPE_CACHE_DIR"),
+        environment={"ADPE_CACHE_DIR": "{tmp}/file/cache"},
     ),
     "k-NN of no checkpoint": Mistake(
         "knn.py", ("{tmp}/none.pth", "--source", "{tmp}/classes"), ("{tmp}/none.pth does not exist",)
@@ -327,6 +339,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / "classes" / split).mkdir(parents=True)
         for name in ("cat", "dog"):
             write_images(folder / "classes" / split / name, 1)
+    shutil.make_archive(str(folder / "images"), "gztar", folder / "images")
     write_checkpoint(folder, "coordinate")
     torch.save(
         {"state_dict": {"linear.weight": torch.zeros(3, 4), "linear.bias": torch.zeros(3)}}, folder / "weights.pth"
@@ -377,7 +390,7 @@ def test_mistakes(name, files, capsys, monkeypatch):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("COLUMNS", "200")
     for variable, value in mistake.environment.items():
-        monkeypatch.setenv(variable, value)
+        monkeypatch.setenv(variable, value.replace("{tmp}", str(files)))
     arguments = [argument.replace("{tmp}", str(files)) for argument in mistake.arguments]
     monkeypatch.chdir(ROOT)
     status = run(mistake.tool, arguments, monkeypatch)

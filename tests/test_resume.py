@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tiny_training
 import torch
+from same_training import assert_same_training
 from torch.utils.data import DataLoader
 
 from adpe.engine import launch
@@ -26,31 +27,6 @@ from adpe.engine.reproducible import (
     set_random_state,
 )
 from adpe.errors import UserError
-
-COMPARED = ("state_dict", "optimizer", "param_schedulers", "random_state")
-
-
-def assert_equal(first, second, name="checkpoint"):
-    assert type(first) is type(second), name
-    if isinstance(first, torch.Tensor):
-        assert first.dtype == second.dtype and torch.equal(first, second), name
-    elif isinstance(first, dict):
-        assert list(first) == list(second), name
-        for key in first:
-            assert_equal(first[key], second[key], f"{name}[{key!r}]")
-    elif isinstance(first, (list, tuple)):
-        assert len(first) == len(second), name
-        for index, (one, two) in enumerate(zip(first, second, strict=True)):
-            assert_equal(one, two, f"{name}[{index}]")
-    else:
-        assert first == second, name
-
-
-def assert_same_training(first: Path, second: Path):
-    one, two = read_training_checkpoint(first), read_training_checkpoint(second)
-    for part in COMPARED:
-        assert_equal(one[part], two[part], part)
-    assert (one["meta"]["iter"], one["meta"]["epoch"]) == (two["meta"]["iter"], two["meta"]["epoch"])
 
 
 def seen(folder: Path) -> dict[int, str]:

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Train on several GPUs of this machine, or in several processes on the CPU.
 #   tools/dist_train.sh CONFIG GPUS [arguments of train.py]
-# Environment: PYTHON; for several nodes NNODES, NODE_RANK, MASTER_ADDR, PORT. Exit status as of train.py.
+# Environment: PYTHON; for several nodes NNODES, NODE_RANK, MASTER_ADDR, PORT. Exit status as of train.py;
+# 86 where a process waited in vain for one on another node, longer than env_cfg.dist_cfg.timeout (1800 s).
 set -eu
 ROOT=$(cd "$(dirname "$0")/.." && pwd)
 if [ $# -lt 2 ]; then echo "usage: $0 CONFIG GPUS [arguments of train.py]" >&2; exit 2; fi

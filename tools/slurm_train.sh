@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
 # Train under Slurm.
 #   [GPUS=8] [GPUS_PER_NODE=8] [CPUS_PER_TASK=5] [SRUN_ARGS=...] tools/slurm_train.sh PARTITION JOB_NAME CONFIG [arguments of train.py]
-# For preemption: SRUN_ARGS="--signal=USR1@120 --requeue" saves a checkpoint 120 s before the time limit (exit status
-# 85); the requeued job goes on if it is started with --resume.
+# For preemption: SRUN_ARGS="--signal=USR1@120" saves a checkpoint 120 s before the time limit (exit status 85). Slurm
+# requeues batch jobs alone: submit with `sbatch --requeue --signal=USR1@120` a script whose last line is
+#   tools/slurm_train.sh PARTITION JOB_NAME CONFIG --resume || { [ $? -eq 85 ] && scontrol requeue "$SLURM_JOB_ID"; }
+# With --resume the first start begins at the beginning, and every later one goes on.
 set -eu
 ROOT=$(cd "$(dirname "$0")/.." && pwd)
 if [ $# -lt 3 ]; then echo "usage: $0 PARTITION JOB_NAME CONFIG [arguments of train.py]" >&2; exit 2; fi

@@ -169,7 +169,8 @@ class ZipArchive:
             raise _damaged(self.path, error) from error
         for position, entry in enumerate(entries):
             kind = stat.S_IFMT(entry.external_attr >> 16)
-            if not entry.is_dir() and kind in (0, stat.S_IFREG):
+            # entry.is_dir() fails for an empty name
+            if not entry.filename.endswith("/") and kind in (0, stat.S_IFREG):
                 yield safe_name(entry.filename, self.path), position, entry.file_size
 
     def read(self, name: str, position: int, size: int) -> bytes:
@@ -248,7 +249,7 @@ def _remove_abandoned(cache_dir: Path) -> None:
 def safe_name(name: str, archive: Path) -> str:
     """The name of an archive's member as a relative path; UserError if it points outside the archive."""
     parts = PurePosixPath(name.replace("\\", "/")).parts
-    if not parts or parts[0] == "/" or ".." in parts:
+    if not parts or parts[0].startswith("/") or ".." in parts:  # two slashes are a root of their own
         raise UserError(f"{archive}: refused, because its member {name!r} points outside the archive.")
     return "/".join(parts)
 

@@ -21,6 +21,7 @@ from mmengine.hooks import CheckpointHook
 from mmengine.logging import HistoryBuffer, print_log
 from mmengine.registry import HOOKS
 
+from adpe.checkpoint_files import refuse_bomb
 from adpe.engine.reproducible import random_state
 from adpe.errors import UserError
 from adpe.files import atomic_write
@@ -87,6 +88,7 @@ def read_training_checkpoint(path: str | Path, map_location: Any = "cpu") -> dic
         raise UserError(f"checkpoint {path} does not exist.")
     try:
         if zipfile.is_zipfile(path):
+            refuse_bomb(path)
             with zipfile.ZipFile(path) as archive:
                 torn = archive.testzip()
             if torn is not None:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import ctypes
-import datetime
 import json
 import os
-import signal
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +17,7 @@ from adpe.engine import amp, guards  # noqa: F401  registers with mmengine
 from adpe.engine.checkpoint_hook import EXIT_PREEMPTED, latest_checkpoint, read_training_checkpoint
 from adpe.engine.config import check_files, mistake_in_config, read_config
 from adpe.engine.effective_batch import apply_effective_batch
+from adpe.engine.processes import EXIT_LOST, check_launcher, join, lost_process
 from adpe.engine.records import config_sha256
 from adpe.engine.reproducible import make_reproducible
 from adpe.engine.runner import AdPERunner
@@ -27,7 +25,7 @@ from adpe.engine.tta import use_tta
 from adpe.errors import UserError, print_error
 from adpe.files import atomic_write
 
-_PR_SET_PDEATHSIG = 1  # of Linux's prctl
+_VALIDATION = ("val_dataloader", "val_cfg", "val_evaluator")
 
 
 def train_main(arguments: list[str] | None = None) -> int:
@@ -65,15 +63,17 @@ def _run(command: Callable[[argparse.Namespace], Any], args: argparse.Namespace)
     """Run a command on this process, telling a user's mistake in a sentence (status 2)."""
     status = 0
     try:
-        _init_processes(args.launcher)
+        check_launcher(args.launcher)
         command(args)
     except SystemExit as stop:
         status = int(stop.code or 0)
-    except UserError as error:
-        status = _tell(error, args.launcher)
     except Exception as error:
-        mistake = mistake_in_config(error)
-        if mistake is None:
+        mistake = error if isinstance(error, UserError) else mistake_in_config(error)
+        lost = lost_process(error) if args.launcher != "none" else None
+        if lost:
+            _tell(UserError(lost), args.launcher)
+            status = EXIT_LOST
+        elif mistake is None:
             traceback.print_exc()
             status = 1
         else:
@@ -97,36 +97,19 @@ def _say(line: str) -> None:
         print(line, flush=True)
 
 
-def _init_processes(launcher: str) -> None:
-    """Join the other processes over gloo where there is no GPU; with GPUs mmengine joins them over nccl."""
-    if launcher == "none":
-        return
-    if "ADPE_LAUNCHER_PID" in os.environ:
-        # Killed outright, the launcher cannot end its processes: the kernel does.
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != int(os.environ["ADPE_LAUNCHER_PID"]):
-            raise UserError("the launcher that started this process is gone.")
-    if launcher == "slurm":
-        names = {"RANK": "SLURM_PROCID", "LOCAL_RANK": "SLURM_LOCALID", "WORLD_SIZE": "SLURM_NTASKS"}
-        for name, source in names.items():
-            if source not in os.environ:
-                raise UserError(f"--launcher slurm: {source} is not set; start with srun or tools/slurm_train.sh.")
-            os.environ[name] = os.environ[source]
-        os.environ.setdefault("MASTER_ADDR", os.environ.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1"))
-        os.environ.setdefault("MASTER_PORT", "29500")
-    missing = [name for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR") if name not in os.environ]
-    if missing:
-        raise UserError(f"--launcher {launcher}: {', '.join(missing)} not set; start with tools/dist_train.sh.")
-    if not torch.cuda.is_available():
-        torch.distributed.init_process_group("gloo", timeout=datetime.timedelta(minutes=30))
-
-
 def train(args: argparse.Namespace) -> AdPERunner:
     """Train the config of the command line."""
     cfg = _config(args)
     for name in ("train_dataloader", "train_cfg", "optim_wrapper", "model"):
         if not isinstance(cfg.get(name), dict):
             raise UserError(f"config {cfg.filename} has no dict {name}, which training needs.")
+    given = [name for name in _VALIDATION if cfg.get(name) is not None]
+    if given and len(given) < len(_VALIDATION):
+        missing = " and ".join(name for name in _VALIDATION if name not in given)
+        raise UserError(
+            f"config {cfg.filename} sets {' and '.join(given)}, but {missing} is None: to train without validation set "
+            f"all three, --cfg-options {' '.join(f'{name}=None' for name in _VALIDATION)}."
+        )
     check_files(cfg, ["train_dataloader", "val_dataloader"])
     cfg.randomness = ConfigDict(cfg.get("randomness") or {})
     if args.seed is not None:
@@ -151,6 +134,7 @@ def train(args: argparse.Namespace) -> AdPERunner:
     processes = int(os.environ["WORLD_SIZE"]) if args.launcher != "none" else 1
     batch = apply_effective_batch(cfg, processes)
     _fit_to_device(cfg, args.launcher)
+    join(cfg, args.launcher)
     make_reproducible(cfg, cfg.randomness.seed, batch.accumulation)
     runner = AdPERunner.from_cfg(cfg)
     runner.logger.info(str(batch))
@@ -176,6 +160,7 @@ def test(args: argparse.Namespace) -> dict[str, float]:
     if args.tta:
         use_tta(cfg)
     _fit_to_device(cfg, args.launcher)
+    join(cfg, args.launcher)
     if args.out and Path(args.out).suffix not in (".json", ".pkl"):
         raise UserError(f"--out {args.out}: expected a name ending in .json (metrics) or .pkl (predictions).")
     if args.out and args.out.endswith(".pkl"):
