@@ -21,7 +21,8 @@ train_transform = dict(
     input_size=_base_.image_size, is_training=True, color_jitter=None, hflip=0.5, interpolation="bicubic"
 )
 train_dataloader = dict(dataset=dict(transform=train_transform if augment else _base_.test_transform))
-custom_hooks = [] if augment else [dict(type="AdPEFeatureCacheHook")]
+# The statistics of the BatchNorm are averaged over processes, which would each evaluate with their own.
+custom_hooks = [dict(type="SyncBuffersHook"), *([] if augment else [dict(type="AdPEFeatureCacheHook")])]
 optim_wrapper = dict(
     type="OptimWrapper",
     constructor="AdPELarsOptimWrapperConstructor",

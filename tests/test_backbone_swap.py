@@ -35,6 +35,7 @@ SEGMENTATION = {
     "FCN": "_base_/models/fcn_r50-d8.py",
     "PSPNet": "_base_/models/pspnet_r50-d8.py",
     "Segmenter": "_base_/models/segmenter_vit-b16_mask.py",
+    "SETR": "_base_/models/setr_pup.py",
     "Mask2Former": "mask2former/mask2former_r50_8xb2-90k_cityscapes-512x1024.py",
 }
 DETECTION = {
@@ -42,6 +43,7 @@ DETECTION = {
     "Cascade Mask R-CNN": "_base_/models/cascade-mask-rcnn_r50_fpn.py",
     "RetinaNet": "_base_/models/retinanet_r50_fpn.py",
     "FCOS": "fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py",
+    "DINO": "dino/dino-4scale_r50_8xb2-12e_coco.py",
 }
 
 
@@ -73,7 +75,7 @@ def their_model(package: Any, path: str) -> dict[str, Any]:
 def segmentor(name: str) -> dict[str, Any]:
     cfg = their_model(mmseg, SEGMENTATION[name])
     plain = name not in ("UperNet", "Mask2Former")
-    heads = [cfg["decode_head"], *([cfg["auxiliary_head"]] if cfg.get("auxiliary_head") else [])]
+    heads = [cfg["decode_head"], *as_list(cfg.get("auxiliary_head"))]
     for head in heads:
         several = len(head["in_channels"]) > 1 if isinstance(head["in_channels"], list) else False
         head["in_channels"] = [WIDTH] * 4 if several else WIDTH
@@ -106,6 +108,12 @@ def detector(name: str) -> dict[str, Any]:
     # From maps of stride 8: strides 4 to 64, or 8 to 128 for detectors of one stage.
     scales = (2.0, 1.0, 0.5) if two_stages else (1.0, 0.5)
     cfg["neck"] = {"type": "AdPESimpleFeaturePyramid", "in_channels": WIDTH, "out_channels": 32, "scales": scales}
+    if name == "DINO":
+        cfg["neck"]["num_outs"] = 4
+        cfg["bbox_head"]["embed_dims"] = NARROW[256]
+        cfg["encoder"]["num_layers"] = cfg["decoder"]["num_layers"] = 2
+        cfg["num_queries"] = cfg["test_cfg"]["max_per_img"] = 20
+        cfg["dn_cfg"]["group_cfg"]["num_dn_queries"] = 10
     return cfg
 
 

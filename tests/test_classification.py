@@ -139,7 +139,8 @@ def test_ranks_and_accuracy() -> None:
     metrics = evaluator.evaluate(200)
     top5 = scores.topk(5).indices.numpy()
     assert metrics["top1"] == pytest.approx(100 * np.mean(scores.argmax(1).numpy() == labels))
-    assert metrics["top5"] == pytest.approx(100 * np.mean([label in row for label, row in zip(labels, top5)]))
+    hits = [label in row for label, row in zip(labels, top5, strict=True)]
+    assert metrics["top5"] == pytest.approx(100 * np.mean(hits))
     assert 0 < metrics["top1"] < metrics["top5"] < 100
 
 
@@ -177,7 +178,9 @@ def test_dataset(tmp_path: Path) -> None:
     few = AdPEClassificationDataset(root, "train", {"input_size": 32}, limit=6)
     assert [few[i]["data_samples"]["label"] for i in range(6)] == [0, 0, 1, 1, 2, 2]
     names = {f"train/{path.parent.name}/{path.name}": path.read_bytes() for path in (root / "train").rglob("*.png")}
-    archive = AdPEClassificationDataset(write_tar(tmp_path / "a.tar", names), "train", {"input_size": 32, "crop_pct": 1.0})
+    archive = AdPEClassificationDataset(
+        write_tar(tmp_path / "a.tar", names), "train", {"input_size": 32, "crop_pct": 1.0}
+    )
     torch.testing.assert_close(archive[9]["inputs"], item["inputs"])
 
 
@@ -185,9 +188,9 @@ def test_mistakes_in_the_data(tmp_path: Path) -> None:
     root = write_images(tmp_path / "data")
     with pytest.raises(UserError, match=r"3 class folders \(blue, green, red\), the config says num_classes = 4"):
         AdPEClassificationDataset(root, "train", num_classes=4)
-    with pytest.raises(UserError, match="no images under 'validation'.*test, train"):
+    with pytest.raises(UserError, match=r"no images under 'validation'.*test, train"):
         AdPEClassificationDataset(root, "validation")
-    with pytest.raises(UserError, match="create_transform says: .*unexpected keyword argument 'crop'"):
+    with pytest.raises(UserError, match=r"create_transform says: .*unexpected keyword argument 'crop'"):
         AdPEClassificationDataset(root, "train", {"crop": 3})
     with pytest.raises(UserError, match="limit=0"):
         AdPEClassificationDataset(root, "train", limit=0)
@@ -247,7 +250,12 @@ def test_linear_probe_through_the_launcher(data: Path, tmp_path: Path) -> None:
     assert (record["task"], record["dataset"], record["start"]) == ("classification", "CIFAR-10", "pretrained")
     assert record["effective_batch"] == 16
     protocol = record["fingerprint"]
-    assert (protocol["head"], protocol["pooling"], protocol["epochs"], protocol["crop"]) == ("linear probe", "avg", 30, 32)
+    assert (protocol["head"], protocol["pooling"], protocol["epochs"], protocol["crop"]) == (
+        "linear probe",
+        "avg",
+        30,
+        32,
+    )
     assert protocol["augmented"] is False
     assert record["metrics"]["top1"] == 100.0  # colours
     assert "top5" not in record["metrics"]

@@ -127,7 +127,7 @@ def test_the_rate_follows_the_batch() -> None:
 
 @pytest.mark.parametrize("name", FINETUNE)
 def test_finetuning_augmentation_and_loss(name: str) -> None:
-    """RandAugment rand-m9-mstd0.5-inc1, erasing 0.25 with noise, crops from 0.08 (bicubic); mixup, cutmix, smoothing."""
+    """RandAugment rand-m9-mstd0.5-inc1, erasing 0.25 with noise, bicubic crops from 0.08; mixup, cutmix, smoothing."""
     transform = create_transform(**config(name).train_dataloader.dataset.transform)
     steps = {type(step): step for step in transform.transforms}
     crop = steps[RandomResizedCropAndInterpolation]
@@ -188,6 +188,7 @@ def test_linear_probe(name: str) -> None:
     assert (type(norm), norm.eps, norm.affine, norm.momentum) == (nn.BatchNorm1d, 1e-6, False, 0.1)
     assert type(model.loss) is LabelSmoothingCrossEntropy and model.loss.smoothing == 0.0
     assert [n for n, p in model.named_parameters() if p.requires_grad] == ["head.weight", "head.bias"]
+    assert [hook.type for hook in cfg.custom_hooks] == ["SyncBuffersHook"]
     optimizer = build_optim_wrapper(model, cfg.optim_wrapper).optimizer
     assert type(optimizer).__name__ == "Lars"
     groups = [(len(g["params"]), g["lr"], g["momentum"], g["weight_decay"], g["trust_coeff"], g["always_adapt"])
@@ -252,7 +253,7 @@ def test_cifar10_takes_the_options_of_pretraining(name: str) -> None:
 
 def test_cifar10_probe_with_and_without_augmentation() -> None:
     plain, augmented = config("configs/cifar10_linear.py"), config("configs/cifar10_linear.py", {"augment": True})
-    assert [hook.type for hook in plain.custom_hooks] == ["AdPEFeatureCacheHook"]
+    assert [hook.type for hook in plain.custom_hooks] == ["SyncBuffersHook", "AdPEFeatureCacheHook"]
     assert plain.train_dataloader.dataset.transform == plain.val_dataloader.dataset.transform
-    assert augmented.custom_hooks == []
+    assert [hook.type for hook in augmented.custom_hooks] == ["SyncBuffersHook"]
     assert augmented.train_dataloader.dataset.transform.is_training is True

@@ -1,4 +1,4 @@
-"""Top-1 and top-5 accuracy of classification."""
+"""Top-1 and top-5 accuracy of classification, and the protocol under which they are comparable."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from mmengine.config import Config
 from mmengine.evaluator import BaseMetric
 from mmengine.registry import METRICS
 from torch import Tensor
@@ -39,3 +40,20 @@ class AdPEAccuracy(BaseMetric):
         ranks = torch.tensor([rank for _, _, rank in results])
         tops = (1, 5) if self.classes > 5 else (1,)
         return {f"top{k}": 100.0 * float((ranks < k).double().mean()) for k in tops}
+
+
+def classification_protocol(cfg: Config) -> dict[str, Any]:
+    """Of a record's fingerprint: the kind of head as published rows call it, and what its accuracy depends on."""
+    model, train, test = cfg.model, cfg.train_dataloader.dataset, cfg.val_dataloader.dataset
+    knn = model.type == "AdPEKNNClassifier"
+    train, transform = train.get("dataset") or train, test.get("transform") or {}
+    return {
+        "head": "k-NN" if knn else "linear probe" if model.get("frozen") else "fine-tuning",
+        "pooling": model.get("global_pool", "avg"),
+        "neighbours": [model.get("k", 20), model.get("temperature", 0.07)] if knn else None,
+        "epochs": cfg.train_cfg.max_epochs,
+        "crop": transform.get("input_size"),
+        "crop_pct": transform.get("crop_pct"),
+        "augmented": bool((train.get("transform") or {}).get("is_training")),
+        "images": [train.get("limit"), test.get("limit")],
+    }

@@ -7,12 +7,11 @@ from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
-from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from adpe.checkpoint import load_checkpoint
+from adpe.engine.start import start_encoder
 from adpe.errors import UserError
 from adpe.models import encoder_options
 from adpe.vit import VisionTransformer
@@ -78,16 +77,7 @@ class AdPEViT(VisionTransformer, BaseModule):
 
     def init_weights(self) -> None:
         """Load the checkpoint of `init_cfg`, or keep the random start (and say so)."""
-        if self.init_cfg is None:
-            print_log("AdPEViT: no init_cfg, the encoder starts at random", logger="current")
-            return
-        if self.init_cfg.get("type") != "Pretrained" or not self.init_cfg.get("checkpoint"):
-            raise UserError(f"AdPEViT: init_cfg must be dict(type='Pretrained', checkpoint=PATH), got {self.init_cfg}.")
-        options = {key: list(self.init_cfg.get(key, ())) for key in ("allow_missing", "allow_unexpected")}
-        if self.cls_token is None:
-            options["allow_unexpected"].append("cls_token")
-        report = load_checkpoint(self, self.init_cfg["checkpoint"], verbose=False, **options)
-        print_log(str(report), logger="current")
+        start_encoder(self, self, ["cls_token"] if self.cls_token is None else [])
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
         """``(B, 3, H, W)`` normalised images to features a block: maps ``(B, D, ceil(H / p), ceil(W / p))``, or what

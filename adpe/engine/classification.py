@@ -7,12 +7,11 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from mmengine.dist import get_world_size
-from mmengine.logging import print_log
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from adpe.checkpoint import load_checkpoint
+from adpe.engine.start import start_encoder
 from adpe.errors import UserError, require
 from adpe.knn import GlobalPool, knn_votes, pool_tokens
 from adpe.models import create_encoder
@@ -46,15 +45,7 @@ class _EncoderModel(BaseModel):
 
     def init_weights(self) -> None:
         """Load the checkpoint of `init_cfg` into the encoder, or keep the random start (and say so)."""
-        name = type(self).__name__
-        if self.init_cfg is None:
-            print_log(f"{name}: no init_cfg, the encoder starts at random", logger="current")
-            return
-        if self.init_cfg.get("type") != "Pretrained" or not self.init_cfg.get("checkpoint"):
-            raise UserError(f"{name}: init_cfg must be dict(type='Pretrained', checkpoint=PATH), got {self.init_cfg}.")
-        options = {key: self.init_cfg.get(key, ()) for key in ("allow_missing", "allow_unexpected")}
-        report = load_checkpoint(self.backbone, self.init_cfg["checkpoint"], verbose=False, **options)
-        print_log(str(report), logger="current")
+        start_encoder(self, self.backbone)
 
     def features(self, images: Tensor) -> Tensor:
         """``(B, 3, H, W)`` to pooled features ``(B, D)`` after the encoder's final norm, if it has one."""

@@ -24,6 +24,7 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
+from adpe.engine.accuracy import classification_protocol
 from adpe.engine.per_image import PerImageStatistics
 
 SCHEMA = 1
@@ -279,7 +280,7 @@ def fingerprint(cfg: Config, runner: Any) -> dict[str, Any]:
     loader = (cfg.get("val_dataloader") or {}).get("dataset") or {}
     crop = cfg.get("crop_size") or test_cfg.get("crop_size")
     backbone = model.get("backbone") or model
-    classification = _classification(cfg) if cfg.record.get("task") == "classification" else {}
+    classification = classification_protocol(cfg) if cfg.record.get("task") == "classification" else {}
     return {
         "backbone": backbone.get("model") or backbone.get("name") or backbone.get("type"),
         # The same encoder with and without windows or added relative positions is not the same protocol.
@@ -291,23 +292,6 @@ def fingerprint(cfg: Config, runner: Any) -> dict[str, Any]:
         "iterations": runner.max_iters // cfg.optim_wrapper.get("accumulative_counts", 1),
         "split": loader.get("ann_file") or loader.get("data_prefix") or loader.get("split"),
         **classification,
-    }
-
-
-def _classification(cfg: Config) -> dict[str, Any]:
-    """Of the fingerprint: the kind of head as published rows call it, and what its accuracy depends on."""
-    model, train, test = cfg.model, cfg.train_dataloader.dataset, cfg.val_dataloader.dataset
-    knn = model.type == "AdPEKNNClassifier"
-    train, transform = train.get("dataset") or train, test.get("transform") or {}
-    return {
-        "head": "k-NN" if knn else "linear probe" if model.get("frozen") else "fine-tuning",
-        "pooling": model.get("global_pool", "avg"),
-        "neighbours": [model.get("k", 20), model.get("temperature", 0.07)] if knn else None,
-        "epochs": cfg.train_cfg.max_epochs,
-        "crop": transform.get("input_size"),
-        "crop_pct": transform.get("crop_pct"),
-        "augmented": bool((train.get("transform") or {}).get("is_training")),
-        "images": [train.get("limit"), test.get("limit")],
     }
 
 

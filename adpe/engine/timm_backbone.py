@@ -15,6 +15,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from adpe.checkpoint_files import read_file
+from adpe.engine.start import starting_checkpoint
 from adpe.errors import UserError, require
 
 # Of timm's models, what lets them take images of any size: transformers are built for one.
@@ -109,14 +110,9 @@ class AdPETimmBackbone(BaseModule):
 
     def init_weights(self) -> None:
         """Load the checkpoint of `init_cfg`, or keep timm's start."""
-        if self.init_cfg is None:
-            print_log(f"AdPETimmBackbone: {self.name} starts as timm made it, no init_cfg", logger="current")
+        path = starting_checkpoint(self, f"{self.name} starts as timm made it")
+        if path is None:
             return
-        if self.init_cfg.get("type") != "Pretrained" or not self.init_cfg.get("checkpoint"):
-            raise UserError(
-                f"AdPETimmBackbone: init_cfg must be dict(type='Pretrained', checkpoint=PATH), got {self.init_cfg}."
-            )
-        path = self.init_cfg["checkpoint"]
         state: Any = read_file(path)
         for wrapper in ("state_dict", "model"):
             state = state.get(wrapper, state)

@@ -33,4 +33,6 @@ param_scheduler = [
         convert_to_iter_based=True,
     ),
 ]
+# The statistics of the BatchNorm are averaged over processes, which would each evaluate with their own.
+custom_hooks = [dict(type="SyncBuffersHook")]
 train_cfg = dict(by_epoch=True, max_epochs=epochs, val_interval=max(1, epochs // 10))
