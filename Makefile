@@ -30,8 +30,9 @@ setup:
 demo: setup
 	$(run) tools/demo.py $(if $(DATA_ROOT),--data-root "$(DATA_ROOT)") $(ARGS)
 
+# A process for each core; four do for what the slowest tests take.
 test: setup
-	$(run) -m pytest $(ARGS)
+	$(run) -m pytest -n auto --maxprocesses 4 $(ARGS)
 
 lint: setup
 	$(run) -m ruff check .
