@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from adpe.engine.records import read_records
@@ -9,10 +10,12 @@ from adpe.errors import UserError
 from adpe.files import atomic_write
 from benchmarks.claims import HEADER, check_claims, lines, sources
 from benchmarks.leaderboard import build_leaderboard
-from benchmarks.suite import ROOT
+from benchmarks.suite import ROOT, Suite, expand
 from benchmarks.suite_file import FOLDER, read_suite
 from benchmarks.tables import escape_markdown, markdown_table, to_markdown
 
+# What AdPE adds its adversary to: differences in the README are to it.
+BASELINE = "MAE+ APE"
 RECORDS = Path(__file__).parent / "records"
 START, END = "<!-- leaderboard: start, written by tools/benchmark.py readme -->", "<!-- leaderboard: end -->"
 
@@ -41,8 +44,18 @@ def generated() -> str:
         f"<details><summary>Sources</summary>\n\n{listed}\n\n</details>",
     ]
     if records or faults:
-        parts += ["### Our runs", to_markdown(build_leaderboard(records, faults=faults), level=4).strip()]
+        board = build_leaderboard(records, baseline=BASELINE, faults=faults)
+        told = [_told(suite, records) for suite in suites]
+        parts += ["### Our runs", *filter(None, told), to_markdown(board, level=4, sentences=False).strip()]
     return "\n\n".join(parts)
+
+
+def _told(suite: Suite, records: Sequence[Mapping[str, object]]) -> str:
+    """What the suite is and how many of its runs have a record; nothing if none has."""
+    declared = {run.name for run in expand(suite, Path(suite.name))}
+    done = declared & {str(record["run"]) for record in records if record.get("suite") == suite.name}
+    state = f"{len(done)} of {len(declared)} runs have been made."
+    return f"{escape_markdown(suite.title, bold=True)}. {escape_markdown(suite.text)} {state}" if done else ""
 
 
 def render(text: str) -> str:

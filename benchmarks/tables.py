@@ -179,8 +179,11 @@ def markdown_table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def to_markdown(leaderboard: Leaderboard, level: int = 2) -> str:
-    """GitHub-flavoured Markdown with headings of `level`; the best of each protocol in bold."""
+def to_markdown(leaderboard: Leaderboard, level: int = 2, sentences: bool = True) -> str:
+    """GitHub-flavoured Markdown with headings of `level`; the best of each protocol in bold.
+
+    With `sentences` every difference to the baseline is told in words, too.
+    """
     parts = []
     for table in leaderboard.tables:
         rows = [[escape_markdown(str(item), item.is_best) for item in line] for line in body(table)]
@@ -189,7 +192,7 @@ def to_markdown(leaderboard: Leaderboard, level: int = 2) -> str:
         parts.append(f"{'#' * level} {escape_markdown(table.title)}\n")
         parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n")
         parts.append("  \n".join(escape_markdown(text) for text in captions(table)) + "\n")
-        if table.sentences():
+        if sentences and table.sentences():
             parts.append("\n".join(f"- {escape_markdown(text)}" for text in table.sentences()) + "\n")
     if leaderboard.problems:
         parts.append(f"{'#' * level} Reported\n")
