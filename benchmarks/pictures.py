@@ -232,8 +232,18 @@ def _grid(columns: Mapping[str, np.ndarray], path: str | Path, title: str, legen
             if number == 0:
                 axes.set_title(name, fontsize=11)
     if legend:
-        figure.legend(handles=legend, loc="outside lower center", ncols=min(len(legend), 8), fontsize=9)
+        _add_legend(figure, legend)
     return _save(figure, path)
+
+
+def _add_legend(figure: Figure, handles: Sequence[Patch]) -> None:
+    """Below the figure, in as many columns as fit its width."""
+    renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
+    for columns in range(min(len(handles), 8), 0, -1):
+        legend = figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=9)
+        if columns == 1 or legend.get_window_extent(renderer).width <= figure.bbox.width:
+            return
+        legend.remove()
 
 
 def _figure(rows: int, columns: int, row_height: float, title: str) -> tuple[Figure, list[Axes]]:

@@ -121,6 +121,17 @@ def test_segmentations_colour_classes_by_the_palette(tmp_path: Path) -> None:
         segmentations(images, prediction, truth, names, palette[:2], path)
 
 
+def test_a_legend_of_many_long_names_stays_in_the_picture(tmp_path: Path) -> None:
+    names = [f"class-of-some-length-{i}" for i in range(40)]
+    truths = np.arange(40).reshape(1, 5, 8)
+    palette = [(5 * i, 0, 0) for i in range(40)]
+    path = segmentations(np.zeros((1, 3, 5, 8)), truths, truths, names, palette, tmp_path / "many.png")
+    pixels = np.asarray(Image.open(path).convert("L"))
+    # The names' ink keeps off both borders, below the images too.
+    assert pixels[:, :4].min() == pixels[:, -4:].min() == 255
+    assert pixels[-pixels.shape[0] // 3 :].min() < 128
+
+
 def test_detections_draw_truth_and_confident_predictions(tmp_path: Path) -> None:
     images = torch.ones(1, 3, 40, 40)
     box = torch.tensor([[5.0, 5.0, 25.0, 25.0]])
