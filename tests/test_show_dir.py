@@ -73,5 +73,6 @@ def test_detection(tmp_path: Path) -> None:
         picture = np.asarray(Image.open(path).convert("RGB"), dtype=float)
         height, width = image.shape[:2]
         assert picture.shape == (height, 2 * width, 3)
-        assert np.abs(picture[:, width:] - image).mean() < 4
-        assert np.abs(picture[:, :width] - image).mean() > 8
+        # Pixels that are drawn over, not those that JPEG changes a little.
+        left, right = ((np.abs(half - image).max(axis=2) > 60).mean() for half in np.split(picture, 2, axis=1))
+        assert right < 0.05 < 0.15 < left
