@@ -199,7 +199,7 @@ def test_recomputed_blocks_have_the_same_gradients(variant) -> None:
         ("absolute", {"mask_ratio": 1.0}, "mask_ratio must lie between 0 and 1, got 1.0"),
         ("absolute", {"mask_tokens": "decoder", "adversary": "coordinate"}, "MAE has neither"),
         ("relative", {"mask_tokens": "decoder"}, "MAE has neither"),
-        ("absolute", {"adversary": "positions"}, "adversary must be embedding, coordinate, random or None; got 'positions'"),
+        ("absolute", {"adversary": "positions"}, "embedding, coordinate, random or None; got 'positions'"),
         ("relative", {"adversary": "coordinate"}, "position='relative_interpolated'"),
         ("absolute", {"adversary": "coordinate", "adversary_norm": "l2"}, "needs both, epsilon positive"),
         ("absolute", {"adversary": "coordinate", "adversary_norm": "l1", "adversary_epsilon": 1.0}, "got 'l1'"),
