@@ -15,14 +15,14 @@ class UserError(RuntimeError):
     """
 
 
-def told(error: UserError | OSError) -> str:
+def told(error: UserError | ValueError | OSError) -> str:
     """The sentence for an error: its own, or for one of the file system which path it is about and what to do."""
-    if isinstance(error, UserError):
+    if not isinstance(error, OSError):
         return str(error)
     return f"{error.filename or 'a file'}: {error.strerror or error}. Choose another path, or make room there."
 
 
-def print_error(error: UserError | OSError, who: str = "") -> None:
+def print_error(error: UserError | ValueError | OSError, who: str = "") -> None:
     """Print ``error: <who><sentence>`` to standard error, in red on a terminal."""
     red, end = ("\033[31m", "\033[0m") if sys.stderr.isatty() else ("", "")
     print(f"{red}error:{end} {who}{told(error)}", file=sys.stderr, flush=True)

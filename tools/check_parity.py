@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from adpe.errors import UserError
+from adpe.errors import UserError, print_error
 from adpe.parity import TOLERANCES, CaseResult, check_directory
 
 GOLDENS = Path(__file__).resolve().parents[1] / "tests" / "goldens"
@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         results = check_directory(directory)
     except UserError as error:
-        Console(stderr=True).print(Text.assemble(("error: ", "red"), str(error)), soft_wrap=True)
+        print_error(error)
         return 2
     # A pipe has no width of its own: rows stay whole there.
     console = Console() if sys.stdout.isatty() else Console(width=160)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from adpe.errors import UserError
+from adpe.errors import UserError, print_error
 
 
 def main() -> int:
@@ -38,7 +38,7 @@ def main() -> int:
             )
         )  # fmt: skip
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         return 2
     except KeyboardInterrupt:
         print("\nStopped. The same command goes on where this one stopped.", file=sys.stderr)

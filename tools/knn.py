@@ -17,7 +17,7 @@ from adpe.checkpoint import load_checkpoint
 from adpe.checkpoint_files import build_model
 from adpe.data.images import ImageSource
 from adpe.data.multicrop import MultiCrop, crop_generator
-from adpe.errors import UserError
+from adpe.errors import UserError, print_error
 from adpe.knn import features, knn_accuracy, spaced
 from adpe.vit import VisionTransformer
 
@@ -61,7 +61,7 @@ def main() -> int:
             accuracy = knn_accuracy(train, labels[0], test, labels[1], args.k)
             print(f"{checkpoint}  k-NN top-1 {accuracy:.2f}%", flush=True)
     except (UserError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         return 2
     return 0
 

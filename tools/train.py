@@ -11,7 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from adpe.errors import UserError, require
+from adpe.errors import UserError, print_error, require
 
 
 def main(command: str = "train_main", module: str = "adpe.engine.launch") -> int:
@@ -20,7 +20,7 @@ def main(command: str = "train_main", module: str = "adpe.engine.launch") -> int
         require("torch", "requirements/runtime.txt")
         require("mmengine", "requirements/mm.txt")
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         return 2
     return getattr(importlib.import_module(module), command)()
 

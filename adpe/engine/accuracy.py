@@ -11,6 +11,8 @@ from mmengine.evaluator import BaseMetric
 from mmengine.registry import METRICS
 from torch import Tensor
 
+from adpe.engine.frozen_features import augments
+
 
 def rank_of_label(scores: Tensor, label: int) -> int:
     """Classes ``(C,)`` that stand before the label's, 0 for a correct prediction; of equal scores the first is first.
@@ -54,6 +56,6 @@ def classification_protocol(cfg: Config) -> dict[str, Any]:
         "epochs": cfg.train_cfg.max_epochs,
         "crop": transform.get("input_size"),
         "crop_pct": transform.get("crop_pct"),
-        "augmented": bool((train.get("transform") or {}).get("is_training")),
+        "augmented": augments(train),
         "images": [train.get("limit"), test.get("limit")],
     }
