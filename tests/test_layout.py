@@ -86,6 +86,12 @@ def test_right_coco_root(root):
     assert (layout.num_images, layout.num_annotations, layout.classes) == (2, 4, ("sand",))
 
 
+def test_classes_below_a_relative_root(root, monkeypatch):
+    monkeypatch.chdir(root.parent)
+    for classes in (None, "classes.json", root / "classes.json"):
+        assert read_classes(root.name, classes) == ("sky", "sea", "sand")
+
+
 def test_classes_by_name_by_file_and_by_label(root, capsys):
     assert read_classes(root, ["a", "b"]) == ("a", "b")
     (root / "classes.json").rename(root / "classes3.json")
