@@ -53,7 +53,7 @@ class Options:
     seeds: tuple[int, ...] = (0,)
     epochs: int | None = None
     iterations: int | None = None
-    scenes: tuple[int, int, int] = (4000, 200, 4000)
+    scenes: tuple[int, int, int] = (100, 200, 6000)
     image_size: int | None = None
 
 

@@ -27,7 +27,7 @@ from adpe.data.composition import compose_scenes
 
 SIZE = 64
 WIDTH = 48
-NUM_CLASSES = 11  # background and ten digits; detection has the digits
+NUM_CLASSES = 4  # background and three digits; detection has the digits
 NARROW = dict.fromkeys((2048, 1024, 768, 512, 256), 32)
 PYRAMID = {"type": "Feature2Pyramid", "embed_dim": WIDTH, "rescales": [2, 1, 0.5, 0.25], "norm_cfg": {"type": "BN"}}
 SEGMENTATION = {

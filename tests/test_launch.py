@@ -240,7 +240,7 @@ def test_missing_and_broken_configs(tmp_path, capsys):
     broken.write_text("a = undefined\n")
     assert f"config {broken} cannot be read: NameError: name 'undefined' is not defined" in error(broken)
     broken.write_text("custom_imports = dict(imports=['no_such_module'], allow_failed_imports=False)\n")
-    assert "custom_imports: " in error(broken)
+    assert "custom_imports: Failed to import no_such_module: No module named 'no_such_module'" in error(broken)
     broken.write_text("a = 1\n")
     assert f"config {broken} has no dict train_dataloader" in error(broken, "--work-dir", str(tmp_path / "w"))
     (tmp_path / "file").touch()

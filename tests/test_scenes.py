@@ -20,7 +20,7 @@ from adpe.errors import UserError
 
 SMALL = {"num_train": 6, "num_val": 3, "num_unlabelled": 2, "size": 64, "seed": 0}
 # SHA-256 of the label maps of `SMALL`, training then validation, row by row.
-LABELS_SHA256 = "b96484fcdd278f261382b6f886a82a77c3c658f84195419b98dca6ac5c9974e9"
+LABELS_SHA256 = "f1acce16a2fee665a1217b2cb17bbc7467da0360c07f66ebf3d0004d48d510da"
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def test_files_and_formats(root):
         expected |= {f"annotations/{split}/scene_{index:05d}.png" for index in range(count)}
     expected |= {"unlabelled/scene_00000.jpg", "unlabelled/scene_00001.jpg"}
     assert set(hashes(root)) == expected
-    assert json.loads((root / "classes.json").read_text()) == ["background", *"0123456789"]
+    assert json.loads((root / "classes.json").read_text()) == ["background", "0", "1", "2"]
     for path in root.rglob("*.jpg"):
         image = Image.open(path)
         assert (image.mode, image.size) == ("RGB", (64, 64))
@@ -53,7 +53,7 @@ def test_files_and_formats(root):
         image = Image.open(path)
         assert (image.mode, image.size) == ("L", (64, 64))
         labels = np.unique(image)
-        assert labels[0] == 1 and 2 <= labels[-1] <= 11, path
+        assert labels[0] == 1 and 2 <= labels[-1] <= 4, path
 
 
 def test_same_arguments_give_the_same_bytes_and_the_seed_others(root, tmp_path):
@@ -82,7 +82,7 @@ def test_more_scenes_keep_the_first_ones(root, tmp_path):
 @pytest.mark.parametrize("split", ["training", "validation"])
 def test_coco_masks_boxes_and_areas_recompose_the_label_maps(root, split):
     coco = json.loads((root / f"instances_{split}.json").read_text())
-    assert [(c["id"], c["name"]) for c in coco["categories"]] == [(k + 1, str(k)) for k in range(10)]
+    assert [(c["id"], c["name"]) for c in coco["categories"]] == [(k + 1, str(k)) for k in range(3)]
     assert [annotation["id"] for annotation in coco["annotations"]] == list(range(1, len(coco["annotations"]) + 1))
     for image in coco["images"]:
         labels = label_map(root, split, Path(image["file_name"]).stem)
@@ -141,13 +141,13 @@ def test_validation_shares_no_digit_and_no_photograph(tmp_path):
         assert list(records) == [f"scene_{index:05d}" for index in range(count)]
         samples = {digit["sample"] for record in records.values() for digit in record["digits"]}
         used[split] = (samples, {record["photograph"] for record in records.values()})
-        assert {digit["digit"] for record in records.values() for digit in record["digits"]} == set(range(10))
-        assert all(1 <= len(record["digits"]) <= 5 for record in records.values())
+        assert {digit["digit"] for record in records.values() for digit in record["digits"]} == {0, 1, 2}
+        assert all(1 <= len(record["digits"]) <= 2 for record in records.values())
     assert used["training"][1] | used["unlabelled"][1] == set(composition.TRAINING_PHOTOGRAPHS)
     assert used["validation"][1] == set(composition.VALIDATION_PHOTOGRAPHS)
     assert not set(composition.TRAINING_PHOTOGRAPHS) & set(composition.VALIDATION_PHOTOGRAPHS)
     assert not (used["training"][0] | used["unlabelled"][0]) & used["validation"][0]
-    assert len(used["validation"][0]) > 80 and len(used["training"][0]) > 150
+    assert len(used["validation"][0]) > 40 and len(used["training"][0]) > 60
     unlabelled, training = (hashes(root / name) for name in ("unlabelled", "images/training"))
     assert not set(unlabelled.values()) & set(training.values())
 
@@ -160,7 +160,7 @@ def test_digits_stand_out_from_what_is_around_them():
             mask = scene.instances == number
             ring = ndimage.binary_dilation(mask, iterations=3) & (scene.instances == 0)
             contrasts.append(abs(luminance[mask].mean() - luminance[ring].mean()))
-    assert len(contrasts) > 120
+    assert len(contrasts) > 60
     assert np.median(contrasts) > 0.2
     assert np.mean(np.array(contrasts) < 0.08) < 0.05
 

@@ -25,7 +25,7 @@ def main() -> int:
     parser.add_argument("--epochs", type=int, help="of pretraining; the config's own if absent")
     parser.add_argument("--iterations", type=int, help="of each fine-tuning; the configs' own if absent")
     parser.add_argument("--image-size", type=int, help="short side of annotated images in pixels; default: 48")
-    parser.add_argument("--scenes", nargs=3, type=int, default=[4000, 200, 4000], metavar=("TRAIN", "VAL", "MORE"),
+    parser.add_argument("--scenes", nargs=3, type=int, default=[100, 200, 6000], metavar=("TRAIN", "VAL", "MORE"),
                         help="number of embedded scenes, the last without annotations")  # fmt: skip
     args = parser.parse_args()
     from benchmarks.demo import Options, run_demo

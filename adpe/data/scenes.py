@@ -3,9 +3,9 @@
 The scenes are composed in `adpe.data.composition`. Files written below the root::
 
     images/{training,validation}/scene_00000.jpg         RGB, size x size
-    annotations/{training,validation}/scene_00000.png    8-bit: 1 = background, 2..11 = digits 0..9; 0 does not occur
+    annotations/{training,validation}/scene_00000.png    8-bit: 1 = background, 2..4 = digits 0..2; 0 does not occur
     unlabelled/scene_00000.jpg                           images alone, for pretraining
-    instances_{training,validation}.json                 COCO: 10 categories "0".."9" with ids 1..10, RLE masks
+    instances_{training,validation}.json                 COCO: 3 categories "0", "1", "2" with ids 1..3, RLE masks
     classes.json                                         names of the semantic classes, index = label - 1
     scenes.json                                          the arguments, and what each scene is composed of
 """
@@ -22,12 +22,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from adpe.data.composition import Scene, compose_scenes
+from adpe.data.composition import NUM_CLASSES, Scene, compose_scenes
 from adpe.errors import UserError, require
 
 # Increase when the same arguments no longer give the same pixels.
-VERSION = 2
-CLASSES = ("background", *"0123456789")
+VERSION = 3
+CLASSES = ("background", *map(str, range(NUM_CLASSES)))
 JPEG_QUALITY = 92
 
 

@@ -10,7 +10,7 @@ _base_ = ["../_base_/runtime.py", "../_base_/demo_transfer.py"]
 
 default_scope = "mmdet"
 custom_imports = dict(imports=["adpe.engine", "adpe.data.detection"], allow_failed_imports=False)
-num_classes = 10
+num_classes = 3
 image_size = 48
 crop_size = 48
 max_iters = 300
