@@ -72,9 +72,9 @@ def read_config(path: str | Path, options: dict[str, Any] | None = None) -> Conf
             import_modules_from_strings(**cfg.custom_imports)
         except ImportError as error:
             # mmengine says which module failed; why is in the error it answered to.
-            reason = f": {error.__context__}" if error.__context__ else ""
+            cause = f": {error.__context__}" if error.__context__ else ""
             raise UserError(
-                f"config {path}: custom_imports: {error}{reason}. `make doctor` checks what is installed."
+                f"config {path}: custom_imports: {error}{cause}. `make doctor` checks what is installed."
             ) from error
     return cfg
 
