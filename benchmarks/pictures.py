@@ -171,7 +171,8 @@ def detections(
         for number, image in enumerate(pictures):
             axes = cells[number * len(columns) + index]
             shown = _draw_objects(axes, image, objects[number], class_names, score_threshold)
-            count = f"{shown} object{'s' * (shown != 1)}" if name == "truth" else f"{shown} with score ≥ {score_threshold:g}"
+            noun = "object" if shown == 1 else "objects"
+            count = f"{shown} {noun}" if name == "truth" else f"{shown} with score ≥ {score_threshold:g}"
             axes.set_title(f"{name}: {count}", fontsize=11)
     return _save(figure, path)
 
