@@ -42,7 +42,7 @@ def test_segmentation(tmp_path: Path) -> None:
     def say_one_class(model) -> None:
         with torch.no_grad():
             model.decode_head.conv_seg.weight.zero_()
-            model.decode_head.conv_seg.bias.copy_(torch.nn.functional.one_hot(torch.tensor(CLASS), 11).float())
+            model.decode_head.conv_seg.bias.copy_(torch.nn.functional.one_hot(torch.tensor(CLASS), 4).float())
 
     pictures, images = draw("segmentation", tmp_path, say_one_class)
     assert len(pictures) == 2
