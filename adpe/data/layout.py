@@ -166,7 +166,6 @@ def read_classes(
     """
     root = existing_root(root)
     check_not_full_ade20k(root)
-    file = root / classes if isinstance(classes, str | os.PathLike) else None
     if classes is None:
         files = sorted(root.glob("classes*.json"))
         if len(files) > 1:
@@ -175,8 +174,12 @@ def read_classes(
             )
         if not files:
             return _infer_classes(root, existing_folder(root / annotations), seg_map_suffix, reduce_zero_label)
-        file = files[0]
-    where, names = (str(file), read_json(file)) if file else ("classes", classes)
+        classes = files[0].name
+    where = "classes"
+    names: Any = classes
+    if isinstance(classes, str | os.PathLike):
+        path = root / classes
+        where, names = str(path), read_json(path)
     if not isinstance(names, list | tuple) or not names or not all(isinstance(name, str) for name in names):
         raise UserError(f'{where}: expected a list of the classes\' names, such as ["wall", "building"].')
     repeated = [name for name, count in Counter(names).items() if count > 1]
