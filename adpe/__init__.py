@@ -12,26 +12,26 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from adpe.adversary import Adversary as Adversary
-    from adpe.checkpoint import load_checkpoint as load_checkpoint
-    from adpe.checkpoint import read_checkpoint as read_checkpoint
-    from adpe.checkpoint import save_checkpoint as save_checkpoint
-    from adpe.mae import MaskedAutoencoder as MaskedAutoencoder
-    from adpe.models import create_encoder as create_encoder
-    from adpe.models import create_model as create_model
-    from adpe.models import register_with_timm as register_with_timm
-    from adpe.vit import VisionTransformer as VisionTransformer
+    from adpe.checkpoints.loading import load_checkpoint as load_checkpoint
+    from adpe.checkpoints.loading import read_checkpoint as read_checkpoint
+    from adpe.checkpoints.loading import save_checkpoint as save_checkpoint
+    from adpe.methods.adversary import Adversary as Adversary
+    from adpe.methods.factory import create_model as create_model
+    from adpe.methods.mae import MaskedAutoencoder as MaskedAutoencoder
+    from adpe.models.factory import create_encoder as create_encoder
+    from adpe.models.factory import register_with_timm as register_with_timm
+    from adpe.models.vit import VisionTransformer as VisionTransformer
 
 _HOME = {
-    "Adversary": "adversary",
-    "MaskedAutoencoder": "mae",
-    "VisionTransformer": "vit",
-    "create_encoder": "models",
-    "create_model": "models",
-    "load_checkpoint": "checkpoint",
-    "read_checkpoint": "checkpoint",
-    "register_with_timm": "models",
-    "save_checkpoint": "checkpoint",
+    "Adversary": "methods.adversary",
+    "MaskedAutoencoder": "methods.mae",
+    "VisionTransformer": "models.vit",
+    "create_encoder": "models.factory",
+    "create_model": "methods.factory",
+    "load_checkpoint": "checkpoints.loading",
+    "read_checkpoint": "checkpoints.loading",
+    "register_with_timm": "models.factory",
+    "save_checkpoint": "checkpoints.loading",
 }
 __all__ = ["__version__", *_HOME]
 

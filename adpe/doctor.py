@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+from adpe.files import ROOT
+
 MINIMUM_PYTHON, BELOW_PYTHON = (3, 10), (3, 13)
 LOW_DISK = 2e9  # bytes; a demo run with its checkpoints takes less than half of it
 

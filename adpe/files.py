@@ -8,6 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+# The checkout, or site-packages.
+ROOT = Path(__file__).resolve().parents[1]
+
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:

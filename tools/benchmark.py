@@ -9,4 +9,4 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tools.train import main
 
 if __name__ == "__main__":
-    sys.exit(main("main", "benchmarks.commands"))
+    sys.exit(main("main", "adpe.suites.commands"))

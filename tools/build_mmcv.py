@@ -26,7 +26,8 @@ from torch.utils import cpp_extension
 # The repository is installed last.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from adpe.doctor import ROOT, cache_folder, check_ops
+from adpe.doctor import cache_folder, check_ops
+from adpe.files import ROOT
 
 
 def pinned_mmcv() -> tuple[str, str]:

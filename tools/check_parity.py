@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from adpe.errors import UserError, print_error
-from adpe.parity import TOLERANCES, CaseResult, check_directory
+from adpe.parity.adpe import TOLERANCES, CaseResult, check_directory
 
 GOLDENS = Path(__file__).resolve().parents[1] / "tests" / "goldens"
 

@@ -22,9 +22,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from adpe.checkpoint import save_checkpoint
-from adpe.checkpoint_files import read_file
-from adpe.checkpoint_formats import Framework, from_our_names, summarize, to_our_names
+from adpe.checkpoints.loading import save_checkpoint
+from adpe.checkpoints.names import Framework, from_our_names, summarize, to_our_names
+from adpe.checkpoints.reading import read_file
 from adpe.errors import UserError, print_error
 from adpe.files import atomic_write
 

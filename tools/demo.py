@@ -28,7 +28,7 @@ def main() -> int:
     parser.add_argument("--scenes", nargs=3, type=int, default=[100, 200, 6000], metavar=("TRAIN", "VAL", "MORE"),
                         help="number of embedded scenes, the last without annotations")  # fmt: skip
     args = parser.parse_args()
-    from benchmarks.demo import Options, run_demo
+    from adpe.demo.chain import Options, run_demo
 
     try:
         run_demo(

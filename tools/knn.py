@@ -13,13 +13,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from rich.progress import track
 
-from adpe.checkpoint import load_checkpoint
-from adpe.checkpoint_files import build_model
+from adpe.checkpoints.loading import load_checkpoint
+from adpe.checkpoints.reading import build_model
 from adpe.data.images import ImageSource
 from adpe.data.multicrop import MultiCrop, crop_generator
 from adpe.errors import UserError, print_error
-from adpe.knn import features, knn_accuracy, spaced
-from adpe.vit import VisionTransformer
+from adpe.evaluations.knn import features, knn_accuracy, spaced
+from adpe.models.vit import VisionTransformer
 
 
 def batches(source: ImageSource, size: int, limit: int | None) -> Iterator[torch.Tensor]:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from adpe.data.prepare import DATA_SETS, prepare
+from adpe.data.preparation.prepare import DATA_SETS, prepare
 from adpe.errors import UserError, print_error
 
 

@@ -25,7 +25,7 @@ from rich.progress import track
 from rich.table import Table
 from rich.text import Text
 
-from adpe.data.verify import VERIFIERS
+from adpe.data.checks.verify import VERIFIERS
 from adpe.errors import UserError, print_error
 
 

@@ -23,12 +23,14 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
-from adpe.checkpoint import load_checkpoint
-from adpe.checkpoint_files import build_model
+from adpe.checkpoints.loading import load_checkpoint
+from adpe.checkpoints.reading import build_model
 from adpe.data.images import ImageSource
 from adpe.errors import UserError, print_error
-from adpe.mae import MaskedAutoencoder
-from adpe.visualize import (
+from adpe.methods.mae import MaskedAutoencoder
+from adpe.models.vit import VisionTransformer
+from adpe.viz.predictions import read_scalars
+from adpe.viz.reconstructions import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     attention_weights,
@@ -40,8 +42,6 @@ from adpe.visualize import (
     reconstruct,
     save_png,
 )
-from adpe.vit import VisionTransformer
-from benchmarks.pictures import read_scalars
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from adpe.data.images import ImageSource
 from adpe.errors import UserError, require
-from adpe.knn import spaced
+from adpe.evaluations.knn import spaced
 
 
 @DATASETS.register_module()

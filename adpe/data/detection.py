@@ -7,8 +7,8 @@ from typing import Any
 
 from mmengine.registry import DATASETS
 
-from adpe.data.inspection import PathLike
-from adpe.data.layout import check_coco_root
+from adpe.data.checks.inspection import PathLike
+from adpe.data.checks.layout import check_coco_root
 from adpe.errors import require
 
 require("mmdet", "requirements/mm.txt")

@@ -8,8 +8,8 @@ from typing import Any
 
 from mmengine.registry import DATASETS
 
-from adpe.data.inspection import PathLike, existing_folder, list_images
-from adpe.data.layout import check_label_maps, check_not_full_ade20k, read_classes
+from adpe.data.checks.inspection import PathLike, existing_folder, list_images
+from adpe.data.checks.layout import check_label_maps, check_not_full_ade20k, read_classes
 from adpe.errors import require
 
 require("mmseg", "requirements/mm.txt")
@@ -27,7 +27,7 @@ class AdPESegmentationDataset(BaseSegDataset):
         data_root: folder with ``images/`` and ``annotations/``.
         data_prefix: folders of the images and the label maps below the root.
         classes: the classes' names, or a JSON file with a list of them (absolute or below the root); by default from
-            the root, see `adpe.data.layout.read_classes`. `metainfo["classes"]` goes before it.
+            the root, see `adpe.data.checks.layout.read_classes`. `metainfo["classes"]` goes before it.
         reduce_zero_label: whether label 0 means unlabelled.
         metainfo: as in `BaseSegDataset`.
         kwargs: as in `BaseSegDataset`. With `backend_args` the data may lie elsewhere than on a disk: the layout is

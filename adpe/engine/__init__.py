@@ -1,23 +1,23 @@
 """Everything that registers with mmengine; configs name this package in `custom_imports`."""
 
 from adpe.data import classification as _classification  # noqa: F401
-from adpe.data import dataset as dataset
-from adpe.engine import accuracy as accuracy
-from adpe.engine import amp as amp
-from adpe.engine import backbone as backbone
-from adpe.engine import checkpoint_hook as checkpoint_hook
-from adpe.engine import classification as classification
-from adpe.engine import frozen_features as frozen_features
-from adpe.engine import guards as guards
-from adpe.engine import lars as lars
-from adpe.engine import layer_decay as layer_decay
-from adpe.engine import necks as necks
-from adpe.engine import optim as optim
+from adpe.data import dataset as _dataset  # noqa: F401
+from adpe.engine import precision as precision
 from adpe.engine import pretraining as pretraining
-from adpe.engine import records as records
 from adpe.engine import reproducible as reproducible
 from adpe.engine import runner as runner
-from adpe.engine import silent_failures as silent_failures
-from adpe.engine import timm_backbone as timm_backbone
-from adpe.engine import tta as tta
-from adpe.engine import visualization as visualization
+from adpe.engine.hooks import checkpointing as checkpointing
+from adpe.engine.hooks import guards as guards
+from adpe.engine.hooks import pretraining_figures as pretraining_figures
+from adpe.engine.hooks import recording as recording
+from adpe.engine.hooks import silent_failures as silent_failures
+from adpe.engine.optim import lars as lars
+from adpe.engine.optim import layer_decay_constructor as layer_decay_constructor
+from adpe.engine.optim import pretraining_constructor as pretraining_constructor
+from adpe.evaluations import accuracy as _accuracy  # noqa: F401
+from adpe.evaluations import classification as _evaluation  # noqa: F401
+from adpe.evaluations import frozen_features as _frozen_features  # noqa: F401
+from adpe.transfer import necks as _necks  # noqa: F401
+from adpe.transfer import timm_backbone as _timm_backbone  # noqa: F401
+from adpe.transfer import tta as _tta  # noqa: F401
+from adpe.transfer import vit_backbone as _vit_backbone  # noqa: F401

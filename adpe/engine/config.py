@@ -25,6 +25,8 @@ _TOP_LEVEL = {
     "activation_checkpointing", "compile", "custom_imports", "effective_batch", "find_unused_parameters",
     "model_wrapper_cfg", "record", "record_file", "seed",
 }  # fmt: skip
+# Modules that configs of earlier versions import, to where they are now.
+_MOVED = {"adpe.engine.detection_heads": "adpe.transfer.detection_heads"}
 _SCOPE_PACKAGES = {"mmseg": ("mmcv", "mmseg"), "mmdet": ("mmcv", "mmdet"), "mmpretrain": ("mmcv", "mmpretrain")}
 
 
@@ -68,6 +70,9 @@ def read_config(path: str | Path, options: dict[str, Any] | None = None) -> Conf
     for package in _SCOPE_PACKAGES.get(cfg.get("default_scope", ""), ()):
         require(package, "requirements/mm.txt")
     if cfg.get("custom_imports"):
+        imports = cfg.custom_imports.get("imports") or []
+        names = [imports] if isinstance(imports, str) else imports
+        cfg.custom_imports["imports"] = [_MOVED.get(name, name) for name in names]
         try:
             import_modules_from_strings(**cfg.custom_imports)
         except ImportError as error:

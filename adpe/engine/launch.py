@@ -13,17 +13,17 @@ from typing import Any
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
 
-from adpe.engine import amp, guards  # noqa: F401  registers with mmengine
-from adpe.engine.checkpoint_hook import EXIT_PREEMPTED, latest_checkpoint, read_training_checkpoint
+from adpe.engine import precision  # noqa: F401  registers with mmengine
 from adpe.engine.config import check_files, mistake_in_config, read_config
 from adpe.engine.effective_batch import apply_effective_batch
+from adpe.engine.hooks.checkpointing import EXIT_PREEMPTED, latest_checkpoint, read_training_checkpoint
+from adpe.engine.hooks.recording import config_sha256
 from adpe.engine.processes import EXIT_LOST, check_launcher, join, lost_process
-from adpe.engine.records import config_sha256
 from adpe.engine.reproducible import make_reproducible
 from adpe.engine.runner import AdPERunner
-from adpe.engine.tta import use_tta
 from adpe.errors import UserError, print_error
 from adpe.files import atomic_write
+from adpe.transfer.tta import use_tta
 
 _VALIDATION = ("val_dataloader", "val_cfg", "val_evaluator")
 

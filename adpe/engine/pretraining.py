@@ -12,10 +12,10 @@ from mmengine.model import BaseDataPreprocessor, BaseModel
 from mmengine.registry import HOOKS, MODELS
 from torch import Tensor
 
-from adpe.checkpoint import save_checkpoint
+from adpe.checkpoints.loading import save_checkpoint
 from adpe.data.multicrop import IMAGENET_MEAN, IMAGENET_STD, normalize_crops
 from adpe.engine.unwrapped import unwrapped
-from adpe.models import create_model
+from adpe.methods.factory import create_model
 
 
 @MODELS.register_module()

@@ -13,7 +13,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from torch import nn
 
-from adpe.engine.checkpoint_hook import read_training_checkpoint
+from adpe.engine.hooks.checkpointing import read_training_checkpoint
 from adpe.engine.reproducible import position, set_random_state
 from adpe.engine.unwrapped import unwrapped
 from adpe.errors import UserError

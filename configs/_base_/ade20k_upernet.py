@@ -140,9 +140,7 @@ param_scheduler = [
 train_cfg = dict(type="IterBasedTrainLoop", max_iters=max_iters, val_interval=max_iters // 10)
 val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")
-default_hooks = dict(
-    logger=dict(log_metric_by_epoch=False), checkpoint=dict(by_epoch=False, interval=max_iters // 40)
-)
+default_hooks = dict(logger=dict(log_metric_by_epoch=False), checkpoint=dict(by_epoch=False, interval=max_iters // 40))
 log_processor = dict(by_epoch=False)
 # For an encoder of another method: --cfg-options record.method=MAE
 record = dict(

@@ -12,7 +12,7 @@ _base_ = "./runtime.py"
 
 default_scope = "mmdet"
 custom_imports = dict(
-    imports=["adpe.engine", "adpe.engine.detection_heads", "adpe.data.detection"], allow_failed_imports=False
+    imports=["adpe.engine", "adpe.transfer.detection_heads", "adpe.data.detection"], allow_failed_imports=False
 )
 data_root = "data/coco"
 pretrained = None
@@ -58,9 +58,7 @@ model = dict(
         in_channels=256,
         feat_channels=256,
         num_convs=2,
-        anchor_generator=dict(
-            type="AnchorGenerator", scales=[8], ratios=[0.5, 1.0, 2.0], strides=[4, 8, 16, 32, 64]
-        ),
+        anchor_generator=dict(type="AnchorGenerator", scales=[8], ratios=[0.5, 1.0, 2.0], strides=[4, 8, 16, 32, 64]),
         bbox_coder=dict(type="DeltaXYWHBBoxCoder", target_means=[0.0] * 4, target_stds=[1.0] * 4),
         loss_cls=dict(type="CrossEntropyLoss", use_sigmoid=True, loss_weight=1.0),
         loss_bbox=dict(type="L1Loss", loss_weight=1.0),

@@ -33,9 +33,7 @@ train_dataloader = dict(
     dataset=dict(
         type="AdPEImageDataset",
         source=data_root,
-        crops=dict(
-            size=112, num_crops=4, scale=(0.08, 1.0), interpolation="bicubic", hflip=0.5, normalize="device"
-        ),
+        crops=dict(size=112, num_crops=4, scale=(0.08, 1.0), interpolation="bicubic", hflip=0.5, normalize="device"),
         seed=_base_.seed,
     ),
 )

@@ -14,7 +14,7 @@ default_hooks = dict(
     timer=dict(type="IterTimerHook"),
     logger=dict(type="LoggerHook", interval=50),
     finite_loss=dict(type="AdPEFiniteLossHook"),
-    # Against runs that train or measure nothing (adpe/engine/silent_failures.py); None switches one off.
+    # Against runs that train or measure nothing (adpe/engine/hooks/silent_failures.py); None switches one off.
     learning_rate_guard=dict(type="AdPELearningRateGuard"),
     gradient_guard=dict(type="AdPEGradientGuard"),
     adversary_guard=dict(type="AdPEAdversaryGuard"),

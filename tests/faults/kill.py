@@ -25,11 +25,12 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "helpers"))
 
 from faults.trainings import Training, children, end, session, wait_until, write_data
 from same_training import assert_same_training
 
-from adpe.engine.checkpoint_hook import read_training_checkpoint
+from adpe.engine.hooks.checkpointing import read_training_checkpoint
 from adpe.errors import UserError
 
 KILLS_PER_TRAINING = 9

@@ -1,0 +1,1 @@
+"""Reading, renaming, loading and writing checkpoints of any known format."""

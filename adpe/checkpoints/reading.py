@@ -1,0 +1,236 @@
+"""Checkpoint files on disk: reading them without executing anything, and building the model that one was made with."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import pickle
+import pickletools
+import re
+import zipfile
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+
+from adpe.errors import UserError, require
+from adpe.methods.factory import create_model
+from adpe.methods.mae import MaskedAutoencoder
+from adpe.models.factory import create_encoder
+from adpe.models.vit import VisionTransformer
+
+# Options of a config's model and backbone that are not the network's.
+NOT_THE_NETWORK = ("type", "compile", "data_preprocessor", "out_indices", "final_norm", "frozen_stages", "init_cfg")
+
+PICKLES = (".pkl", ".pickle")
+
+
+class _Ignored:
+    """Stands for the objects of mmengine's logs, so that reading a training checkpoint needs no mmengine."""
+
+
+def _no_attribute(*_: object) -> None:
+    """Stands for `getattr`, with which those logs name their methods: nothing is looked up."""
+
+
+_multiarray = getattr(np, "_core", None) or np.core
+_reconstruct, _scalar = _multiarray.multiarray._reconstruct, _multiarray.multiarray.scalar
+# What training checkpoints of MAE, DINO and mmengine hold beside tensors and plain containers: data, no code.
+_DATA_TYPES: list[Any] = [
+    argparse.Namespace,
+    (_Ignored, "mmengine.logging.history_buffer.HistoryBuffer"),
+    *((_no_attribute, f"{module}.getattr") for module in ("builtins", "__builtin__")),
+    np.ndarray,
+    np.dtype,
+    *(type(np.dtype(name)) for name in ("float32", "float64", "int32", "int64", "bool")),
+    *((_reconstruct, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
+    *((_scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+]
+
+
+def read_file(path: str | Path) -> Mapping[str, object]:
+    """The raw contents of a checkpoint, nested as they are; nothing in it is executed.
+
+    Args:
+        path: ``.safetensors``; ``.pkl`` as detectron2 writes them, whose numpy arrays become tensors; or anything that
+            ``torch.save`` wrote.
+
+    Raises:
+        UserError: if the file is missing, empty, truncated, not a checkpoint, or holds code.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"Checkpoint {path} does not exist: give the path of a .pth, .pt, .pkl or .safetensors file.")
+    if path.stat().st_size == 0:
+        raise UserError(f"Checkpoint {path} is empty (0 bytes): write or download it again.")
+    try:
+        state = _read(path)
+    except pickle.UnpicklingError as error:
+        found = re.search(r"(?:GLOBAL|global|class) `?([\w.]+)", str(error))
+        if found is None:
+            raise UserError(
+                f"{path} is not a readable checkpoint, or it is truncated: expected what torch.save, safetensors or "
+                "detectron2 wrote. Write or download it again."
+            ) from None
+        raise UserError(
+            f"Checkpoint {path} holds {found[1]}, which is code and is not run. Save its state_dict() alone, where it "
+            "comes from."
+        ) from None
+    except UserError:
+        raise
+    except Exception as error:
+        told = str(error) and not isinstance(error, KeyError)  # of the unpickler's memory, which says nothing
+        reason = str(error).splitlines()[0] if told else type(error).__name__
+        raise UserError(
+            f"{path} is not a readable checkpoint, or it is truncated ({reason}). Write or download it again."
+        ) from None
+    if not isinstance(state, Mapping):
+        raise UserError(f"Checkpoint {path} holds a {type(state).__name__}, expected a dict of tensors.")
+    return state
+
+
+def _read(path: Path) -> object:
+    if path.suffix == ".safetensors":
+        require("safetensors", "requirements/runtime.txt")
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    if zipfile.is_zipfile(path):
+        refuse_bomb(path)
+    elif path.suffix in PICKLES:
+        with open(path, "rb") as file:
+            _refuse_large_memo(file)
+            file.seek(0)
+            return _tensors(_ArrayUnpickler(file, encoding="latin1").load())
+    with torch.serialization.safe_globals(_DATA_TYPES):
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def refuse_bomb(path: Path) -> None:
+    """Raise UserError if the members of a zip are together larger than it is: ``torch.save`` does not compress."""
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(entry.file_size for entry in archive.infolist())
+    if unpacked > path.stat().st_size:
+        raise UserError(
+            f"Checkpoint {path} unpacks to {unpacked} bytes, more than it has: refused as a decompression bomb. Save "
+            "it with torch.save, which does not compress."
+        )
+
+
+def _refuse_large_memo(file: IO[bytes]) -> None:
+    """Raise UnpicklingError for an index that no pickle of this length needs, and that memory would be taken for."""
+    for opcode, argument, position in pickletools.genops(file):
+        if opcode.name in ("PUT", "LONG_BINPUT") and int(argument or 0) > int(position or 0):
+            raise pickle.UnpicklingError(f"memo index {argument} at byte {position}")
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Reads numpy arrays in plain containers. Every other global raises `pickle.UnpicklingError` with its name."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        allowed: dict[tuple[str, str], Any] = {
+            ("collections", "OrderedDict"): OrderedDict,
+            ("_codecs", "encode"): _latin1,
+            ("numpy", "ndarray"): np.ndarray,
+            ("numpy", "dtype"): np.dtype,
+        }
+        for core in ("numpy.core", "numpy._core"):
+            allowed[f"{core}.multiarray", "_reconstruct"] = _empty_array
+            allowed[f"{core}.multiarray", "scalar"] = _scalar
+            allowed[f"{core}.numeric", "_frombuffer"] = _array_of_buffer
+        if (module, name) not in allowed:
+            raise pickle.UnpicklingError(f"global {module}.{name}")
+        return allowed[module, name]
+
+
+def _latin1(text: str, encoding: str) -> bytes:
+    """What pickle protocol 2 spells bytes with; other codecs could decompress without bounds."""
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"global _codecs.encode({encoding!r})")
+    return text.encode("latin1")
+
+
+def _empty_array(kind: type, shape: tuple[int, ...], dtype: bytes) -> np.ndarray:
+    if kind is not np.ndarray or shape != (0,):
+        raise pickle.UnpicklingError(f"global {kind!r} of shape {shape}")
+    return _reconstruct(np.ndarray, (0,), b"b")
+
+
+def _array_of_buffer(data: bytes, dtype: np.dtype, shape: tuple[int, ...], order: str) -> np.ndarray:
+    return np.frombuffer(data, dtype).reshape(shape, order="F" if order == "F" else "C")
+
+
+def _tensors(value: object) -> object:
+    """`value` with its numeric arrays as tensors."""
+    if isinstance(value, Mapping):
+        return {key: _tensors(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
+        native = value.dtype.newbyteorder("=")
+        return torch.from_numpy(np.array(value, dtype=native, order="C"))
+    return value
+
+
+def read_model_config(path: str | Path) -> dict[str, Any] | None:
+    """The ``model`` of the config that a training checkpoint carries as text in its ``meta``; None if it has none.
+
+    The text is parsed as literals and calls of ``dict``; nothing in it is executed.
+
+    Raises:
+        UserError: as :func:`read_file`.
+    """
+    meta = read_file(path).get("meta")
+    text = meta.get("cfg") if isinstance(meta, Mapping) else None
+    if not isinstance(text, str):
+        return None
+    try:
+        for node in ast.parse(text).body:
+            if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == ["model"]:
+                model = ast.literal_eval(_DictCalls().visit(node.value))
+                return model if isinstance(model, dict) else None
+    except (SyntaxError, ValueError):
+        pass
+    return None
+
+
+class _DictCalls(ast.NodeTransformer):
+    """``dict(a=1)`` to ``{"a": 1}``, as ``ast.literal_eval`` wants it."""
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        self.generic_visit(node)
+        if ast.unparse(node.func) != "dict" or node.args:
+            return node
+        keys: list[ast.expr | None] = [ast.Constant(keyword.arg) if keyword.arg else None for keyword in node.keywords]
+        return ast.Dict(keys, [keyword.value for keyword in node.keywords])
+
+
+def build_model(path: str | Path, model: str | None = None, **options: Any) -> MaskedAutoencoder | VisionTransformer:
+    """The model that a checkpoint was made with, at its random start; :func:`adpe.load_checkpoint` loads it.
+
+    Args:
+        path: a training checkpoint, which knows its model; any other one with `model`.
+        model: name of a size, e.g. ``adpe_vit_base_patch16``, instead of what the checkpoint says.
+        options: of the model; they go before what the checkpoint says.
+
+    Returns:
+        the masked autoencoder of a pretraining checkpoint, the encoder of one of a dense task.
+
+    Raises:
+        UserError: if the checkpoint cannot be read or does not say of which model it is, or for wrong options.
+    """
+    config = {} if model else read_model_config(path) or {}
+    backbone = config.get("backbone")
+    said = {key: value for key, value in (backbone or config).items() if key not in NOT_THE_NETWORK}
+    name = model or said.pop("model", None)
+    if not isinstance(name, str):
+        raise UserError(
+            f"{path} does not say of which model it is: take a training checkpoint, which does, or give --model, e.g. "
+            "--model adpe_vit_base_patch16 --set position=relative adversary=coordinate."
+        )
+    said |= options
+    try:
+        return create_encoder(name, **said) if backbone else create_model(name, **said)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"No model can be built of {name} and {said}: {error}") from None

@@ -1,0 +1,1 @@
+"""Checks of data roots before training."""

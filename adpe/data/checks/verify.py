@@ -1,0 +1,213 @@
+"""Whole checks of data roots: every image decoded, every label map and annotation compared with its image.
+
+Beside `adpe.data.checks.layout`, whose quick checks run before every training and stop at the first fault, this reads
+everything and counts all faults of a kind.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from adpe.data.checks.inspection import (
+    PathLike,
+    absent,
+    existing_root,
+    files_below,
+    first,
+    list_images,
+    read_json,
+    read_label_map,
+    sample,
+)
+from adpe.data.checks.layout import IGNORE_LABEL, SPLITS, check_coco_root, check_not_full_ade20k, label_map_name
+from adpe.errors import UserError
+
+ADE20K_IMAGES = {"training": 20210, "validation": 2000}
+ADE20K_CLASSES = 150
+COCO_IMAGES = {"train2017": 118287, "val2017": 5000}
+COCO_CATEGORIES = 80
+
+# Goes over the items of a check, showing how far it is.
+Track = Callable[[Iterable[Any], int, str], Iterable[Any]]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the summary: what was checked, whether it is right, and what was found."""
+
+    check: str
+    right: bool
+    found: str
+
+
+def untracked(items: Iterable[Any], total: int, text: str) -> Iterable[Any]:
+    """The items as they are."""
+    return items
+
+
+def verify_ade20k(root: PathLike, quick: bool = False, track: Track = untracked) -> list[Finding]:
+    """Check the 2016 scene parsing challenge: counts, pairs, decoding, sizes, labels 0..150.
+
+    Args:
+        root: ADEChallengeData2016, or the folder that has it.
+        quick: look at 48 evenly spaced images of each split instead of all.
+        track: shows how far it is.
+
+    Raises:
+        UserError: if there is nothing to check: no such folder, or the full data set instead.
+    """
+    root = existing_root(root)
+    if (root / "ADEChallengeData2016").is_dir():
+        root = root / "ADEChallengeData2016"
+    check_not_full_ade20k(root)
+    findings = []
+    for split in SPLITS:
+        folder, maps = root / "images" / split, root / "annotations" / split
+        images = list_images(folder)
+        findings.append(_count(f"{split}: images", len(images), ADE20K_IMAGES[split]))
+        pairs = [(image, maps / label_map_name(image, folder, ".jpg", ".png")) for image in images]
+        lacking = set(absent([label_map for _, label_map in pairs]))
+        findings.append(_none(f"{split}: images without label map", [i.name for i, m in pairs if m in lacking]))
+        spare = set(files_below(maps)) - {label_map for _, label_map in pairs}
+        findings.append(_none(f"{split}: label maps without image", [path.name for path in sorted(spare)]))
+        there = [pair for pair in pairs if pair[1] not in lacking]
+        chosen = sample(there) if quick else there
+        faults = _each(_label_map_fault, chosen, track, split)
+        findings.append(_faults(f"{split}: images and label maps", faults, len(chosen)))
+    return findings
+
+
+def verify_coco(root: PathLike, quick: bool = False, track: Track = untracked) -> list[Finding]:
+    """Check COCO 2017: counts, the 80 categories, annotations against images, decoding. Arguments: `verify_ade20k`."""
+    root = existing_root(root)
+    findings = []
+    for split, count in COCO_IMAGES.items():
+        path = root / "annotations" / f"instances_{split}.json"
+        findings += _instances(root, path, root / split, split, quick, track)
+        if findings[-1].check.endswith("layout"):
+            continue
+        contents = read_json(path)
+        findings.append(_count(f"{split}: images in the JSON", len(contents["images"]), count))
+        names = [category["name"] for category in contents["categories"]]
+        expected = len(names) == COCO_CATEGORIES and names[0] == "person" and names[-1] == "toothbrush"
+        said = f"{len(names)}, {names[0]} to {names[-1]}" + ("" if expected else "; expected 80, person to toothbrush")
+        findings.append(Finding(f"{split}: categories", expected, said))
+    return findings
+
+
+def verify_coco_like(root: PathLike, quick: bool = False, track: Track = untracked) -> list[Finding]:
+    """Check one's own data: `instances_{training,validation}.json` over `images/`. Arguments: `verify_ade20k`."""
+    root = existing_root(root)
+    findings = []
+    categories = {}
+    for split in SPLITS:
+        path = root / f"instances_{split}.json"
+        found = _instances(root, path, root / "images" / split, split, quick, track)
+        findings += found
+        if all(finding.right for finding in found):
+            categories[split] = [category["name"] for category in read_json(path)["categories"]]
+    if len(categories) == len(SPLITS):
+        same = categories["training"] == categories["validation"]
+        said = f"{len(categories['training'])}: {first(categories['training'], 6)}"
+        validation = f"validation has {len(categories['validation'])}: {first(categories['validation'], 6)}"
+        findings.append(Finding("categories of both splits", same, said if same else f"{said}; {validation}"))
+    return findings
+
+
+VERIFIERS = {"ade20k": verify_ade20k, "coco": verify_coco, "coco-like": verify_coco_like}
+
+
+def _instances(root: Path, path: Path, folder: Path, split: str, quick: bool, track: Track) -> list[Finding]:
+    """Findings about one JSON and its images; a single one ending in "layout" if they cannot be looked into."""
+    try:
+        layout = check_coco_root(root, path.relative_to(root), folder.relative_to(root))
+    except UserError as error:
+        return [Finding(f"{split}: layout", False, str(error))]
+    contents = read_json(path)
+    sizes = {image["id"]: (image["width"], image["height"]) for image in contents["images"]}
+    outside, flat = [], []
+    for item in contents["annotations"]:
+        x, y, w, h = item["bbox"]
+        width, height = sizes[item["image_id"]]
+        if w <= 0 or h <= 0:
+            flat.append(f"id {item['id']} {item['bbox']}")
+        # COCO's own boxes are rounded to hundredths.
+        if x < -1 or y < -1 or x + w > width + 1 or y + h > height + 1:
+            outside.append(f"id {item['id']} {item['bbox']} in {width}x{height}")
+    listed = {folder / image["file_name"] for image in contents["images"]}
+    spare = [file for file in files_below(folder) if file not in listed]
+    images = [(folder / image["file_name"], sizes[image["id"]]) for image in contents["images"]]
+    chosen = sample(images) if quick else images
+    empty = len(sizes) - len({item["image_id"] for item in contents["annotations"]})
+    counts = f"{layout.num_annotations} on {layout.num_images} images, {empty} of them without any"
+    return [
+        Finding(f"{split}: annotations", True, counts),
+        _none(f"{split}: boxes outside their image", outside),
+        # The next two are no faults: COCO has a flat box itself, and neither is read in training.
+        Finding(f"{split}: boxes without area", True, first(flat) or "none"),
+        Finding(f"{split}: images that the JSON does not name", True, first([file.name for file in spare]) or "none"),
+        _faults(f"{split}: images", _each(_image_fault, chosen, track, split), len(chosen)),
+    ]
+
+
+def _label_map_fault(pair: tuple[Path, Path]) -> str | None:
+    image, label_map = pair
+    try:
+        size, labels = decoded_size(image), read_label_map(label_map)
+    except UserError as error:
+        return str(error)
+    if size != labels.shape[::-1]:
+        return f"{label_map}: is {labels.shape[1]}x{labels.shape[0]} pixels, but its image is {size[0]}x{size[1]}."
+    wrong = labels[(labels > ADE20K_CLASSES) & (labels != IGNORE_LABEL)]
+    if wrong.size:
+        return f"{label_map}: has label {int(np.max(wrong))}, expected 0..{ADE20K_CLASSES}."
+    return None
+
+
+def _image_fault(item: tuple[Path, tuple[int, int]]) -> str | None:
+    path, expected = item
+    try:
+        size = decoded_size(path)
+    except UserError as error:
+        return str(error)
+    if size != expected:
+        return f"{path}: is {size[0]}x{size[1]} pixels, but the JSON says {expected[0]}x{expected[1]}."
+    return None
+
+
+def decoded_size(path: Path) -> tuple[int, int]:
+    """(width, height) of an image that decodes to its end. Raises UserError if it does not."""
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return image.size
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path}: not a readable image ({error}).") from None
+
+
+def _each(fault: Callable[[Any], str | None], items: Sequence[Any], track: Track, text: str) -> list[str]:
+    # Pillow decodes without holding the interpreter.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return [found for found in track(pool.map(fault, items), len(items), text) if found]
+
+
+def _count(check: str, found: int, expected: int) -> Finding:
+    return Finding(check, found == expected, f"{found:,}" + ("" if found == expected else f", expected {expected:,}"))
+
+
+def _none(check: str, names: Sequence[str]) -> Finding:
+    return Finding(check, not names, f"{len(names)}: {first(names)}" if names else "none")
+
+
+def _faults(check: str, faults: Sequence[str], count: int) -> Finding:
+    if not faults:
+        return Finding(check, True, f"all {count:,} that were read are right")
+    return Finding(check, False, f"{len(faults)} of {count:,} are wrong: " + " ".join(faults[:3]))

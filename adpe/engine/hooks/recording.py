@@ -1,0 +1,231 @@
+"""The hook that writes the record of a finished run, and what it says of the run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import torch
+from mmengine.config import Config
+from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+
+from adpe.evaluations.accuracy import classification_protocol
+from adpe.evaluations.per_image import PerImageStatistics
+from adpe.files import ROOT
+from adpe.leaderboard.records import SCHEMA, append_record, file_sha256
+
+_ATTENTION = ("window_size", "global_attn_indexes", "use_rel_pos", "use_rel_pos_bias", "relative_query")
+# Top-level config keys that say where and how a run is executed, not what it computes.
+_EXECUTION = (
+    "work_dir", "resume", "load_from", "launcher", "randomness", "record", "record_file", "log_level", "visualizer",
+    "env_cfg",
+)  # fmt: skip
+
+
+def config_sha256(cfg: Config) -> str:
+    """Hash of what a config computes: its text without seeds, work directory and other circumstances."""
+    kept = _without_seeds({name: value for name, value in cfg.to_dict().items() if name not in _EXECUTION})
+    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()
+
+
+@HOOKS.register_module()
+class AdPERecordHook(Hook):
+    """Writes the run's record at the end of training, with the metrics of the validation of the final state.
+
+    The record goes to ``<work_dir>/record.jsonl`` and to ``cfg.record_file`` if that is set. Who and what comes from
+    ``cfg.record = dict(method=..., task=..., dataset=..., start=..., suite=..., sweep=...)``; without it nothing is
+    written. A resumed run that had already written its record writes none. Per-image statistics of the last validation
+    go to ``<work_dir>/per_image.npz`` where the metric is one that `adpe.evaluations.per_image` knows.
+    """
+
+    priority = "LOWEST"
+
+    def __init__(self) -> None:
+        self.metrics: dict[str, float] = {}
+        self.validated_at: int | None = None
+        self.seconds = 0.0
+        self.validating = 0.0
+        self.first_iter = 0
+        self.per_image = PerImageStatistics()
+        self.per_image_file: str | None = None
+
+    def before_train(self, runner: Any) -> None:
+        self.first_iter = runner.iter
+        self.started = time.time()
+
+    def after_load_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
+        self.seconds = float(checkpoint["meta"].get("wall_time_s", 0.0))
+
+    def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
+        checkpoint["meta"]["wall_time_s"] = self.seconds + time.time() - self.started
+
+    def before_val(self, runner: Any) -> None:
+        self.validation_started = time.time()
+        self.per_image.start()
+
+    def after_val_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        if runner.iter >= runner.max_iters:
+            self.per_image.collect(runner.val_loop.evaluator, outputs)
+
+    def after_val_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
+        numbers = {k: float(v) for k, v in (metrics or {}).items() if isinstance(v, (int, float)) or _scalar(v)}
+        # mmdet's metrics carry the metric's name, as in coco/bbox_mAP.
+        short = {name.rpartition("/")[2]: value for name, value in numbers.items()}
+        self.metrics = short if len(short) == len(numbers) else numbers
+        self.validated_at = runner.iter
+        path = os.path.join(runner.work_dir, "per_image.npz")
+        if runner.iter >= runner.max_iters and self.per_image.save(runner.val_loop.evaluator, path):
+            self.per_image_file = path
+        self.validating += time.time() - self.validation_started
+
+    def after_train(self, runner: Any) -> None:
+        # A run killed in its last validation resumes with nothing left to train.
+        if runner.val_loop is not None and self.validated_at != runner.iter:
+            runner.val_loop.run()
+        training = time.time() - self.started - self.validating
+        rate = (runner.iter - self.first_iter) / training if training > 0 else 0.0
+        wall_time = self.seconds + time.time() - self.started
+        metrics = ", ".join(f"{name} {value:.4g}" for name, value in self.metrics.items())
+        runner.logger.info(
+            f"Finished: {runner.iter} iterations in {wall_time:.0f} s; {metrics or 'no validation'}; {runner.work_dir}"
+        )
+        if runner.cfg.get("record") and is_main_process():
+            record = make_record(runner, self.metrics, wall_time, rate, self.per_image_file)
+            for path in (os.path.join(runner.work_dir, "record.jsonl"), runner.cfg.get("record_file")):
+                if path is not None:
+                    append_record(path, record)
+
+
+def make_record(
+    runner: Any, metrics: dict[str, float], wall_time: float, rate: float, per_image: str | None = None
+) -> dict[str, Any]:
+    """The record of a finished run.
+
+    Args:
+        runner: after training.
+        metrics: of the final validation.
+        wall_time: s, of the whole run, resumptions included.
+        rate: training iterations per s.
+        per_image: file of per-image statistics of the final validation, if there is one.
+
+    Returns:
+        a record that `append_record` takes.
+    """
+    cfg = runner.cfg
+    # Percent-encoded where the command line gave them, since mmengine's --cfg-options drops spaces.
+    given: dict[str, Any] = {
+        name: unquote(value) if isinstance(value, str) else value for name, value in cfg.record.items()
+    }
+    pretrained = next(_pretrained(cfg.model.to_dict()), None) or cfg.get("load_from")
+    last = runner.message_hub.runtime_info.get("last_ckpt")
+    checkpoint = last if last and os.path.isfile(last) else None
+    wrapper = cfg.optim_wrapper
+    precision = {"AdPEAutocastOptimWrapper": "bfloat16", "AmpOptimWrapper": wrapper.get("dtype", "float16")}
+    batch = cfg.train_dataloader.batch_size * runner.world_size * wrapper.get("accumulative_counts", 1)
+    cuda = torch.cuda.is_available()
+    peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {
+        "schema": SCHEMA,
+        "run": f"{Path(runner.work_dir).name}-{runner.seed}",
+        "suite": None,
+        "start": None,
+        "sweep": None,
+        "config": str(cfg.filename),
+        "config_sha256": config_sha256(cfg),
+        **given,
+        "seed": runner.seed,
+        "metrics": metrics,
+        "checkpoint": checkpoint,
+        "checkpoint_sha256": file_sha256(checkpoint) if checkpoint else None,
+        "pretrained_sha256": file_sha256(pretrained) if pretrained and os.path.isfile(pretrained) else None,
+        "per_image": per_image,
+        "per_image_sha256": file_sha256(per_image) if per_image else None,
+        "commit": _commit(),
+        "versions": _versions(),
+        "hardware": {
+            "device": torch.cuda.get_device_name() if cuda else platform.processor() or platform.machine(),
+            "processes": runner.world_size,
+            "cores": os.cpu_count(),
+        },
+        "precision": precision.get(wrapper.get("type", "OptimWrapper"), "float32"),
+        "effective_batch": batch,
+        "fingerprint": {**fingerprint(cfg, runner), **given.get("fingerprint", {})},
+        "wall_time_s": round(wall_time, 2),
+        "peak_memory_bytes": peak,
+        "iterations_per_s": round(rate, 4),
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def fingerprint(cfg: Config, runner: Any) -> dict[str, Any]:
+    """What must agree between runs for their metrics to be comparable; None where the config does not say."""
+    model, test_cfg = cfg.model, cfg.model.get("test_cfg") or {}
+    head = next((model[name] for name in ("decode_head", "roi_head", "bbox_head", "head") if model.get(name)), None)
+    loader = (cfg.get("val_dataloader") or {}).get("dataset") or {}
+    crop = cfg.get("crop_size") or test_cfg.get("crop_size")
+    backbone = model.get("backbone") or model
+    classification = classification_protocol(cfg) if cfg.record.get("task") == "classification" else {}
+    return {
+        "backbone": backbone.get("model") or backbone.get("name") or backbone.get("type"),
+        # The same encoder with and without windows or added relative positions is not the same protocol.
+        "attention": {name: backbone[name] for name in _ATTENTION if backbone.get(name)} or None,
+        "head": head.get("type") if isinstance(head, dict) else None,
+        "crop": crop,
+        "stride": test_cfg.get("stride"),
+        "scales": [step["scale"] for step in loader.get("pipeline") or [] if "scale" in step],
+        "iterations": runner.max_iters // cfg.optim_wrapper.get("accumulative_counts", 1),
+        "split": loader.get("ann_file") or loader.get("data_prefix") or loader.get("split"),
+        **classification,
+    }
+
+
+def _pretrained(node: Any) -> Iterator[str]:
+    if isinstance(node, dict):
+        if node.get("type") == "Pretrained" and node.get("checkpoint"):
+            yield node["checkpoint"]
+        for value in node.values():
+            yield from _pretrained(value)
+    elif isinstance(node, (list, tuple)):
+        for value in node:
+            yield from _pretrained(value)
+
+
+def _commit() -> str | None:
+    """Commit of the source tree, with ``-dirty`` if it was changed; None outside a repository."""
+    try:
+        command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _versions() -> dict[str, str]:
+    names = ("torch", "torchvision", "mmengine", "mmcv", "mmseg", "mmdet", "timm", "numpy")
+    loaded = {name: getattr(sys.modules[name], "__version__", None) for name in names if name in sys.modules}
+    return {"python": platform.python_version(), **{name: v for name, v in loaded.items() if isinstance(v, str)}}
+
+
+def _without_seeds(node: Any) -> Any:
+    # The seed is a variable of the configs, which goes into the data sets that draw crops.
+    if isinstance(node, dict):
+        return {name: _without_seeds(value) for name, value in node.items() if name != "seed"}
+    if isinstance(node, (list, tuple)):
+        return [_without_seeds(value) for value in node]
+    return node
+
+
+def _scalar(value: Any) -> bool:
+    return getattr(value, "size", None) == 1 or (torch.is_tensor(value) and value.numel() == 1)

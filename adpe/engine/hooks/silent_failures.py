@@ -1,0 +1,292 @@
+"""Guards against runs that look healthy and train or measure nothing, on by default (configs/_base_/runtime.py).
+
+========================  ============================================================================  ==============
+default hook              fires when                                                                    it
+========================  ============================================================================  ==============
+``finite_loss``           the loss is NaN or infinite (`adpe.engine.hooks.guards`)                            stops
+``learning_rate_guard``   every learning rate is zero with optimizer steps still to come                stops
+``gradient_guard``        parameters get no gradient in the first step, or are in no optimizer group    stops [#]_
+``adversary_guard``       the adversary descends, is not optimised, or does not move                    stops
+``evaluation_guard``      a validation or test set is empty, or none of its metrics is a number         stops
+``label_guard``           no label in the first pass over the training data; a class is never seen      stops; warns
+========================  ============================================================================  ==============
+
+Each is switched off by its name: ``--cfg-options default_hooks.label_guard=None``.
+
+.. [#] With ``find_unused_parameters = True`` in the config it warns: DistributedDataParallel, too, refuses parameters
+   without a gradient unless told so, and one process shall not accept what several refuse.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from mmengine.dist import all_reduce
+from mmengine.hooks import Hook
+from mmengine.optim import OptimWrapperDict
+from mmengine.registry import HOOKS
+from torch import Tensor, nn
+
+from adpe.engine.unwrapped import unwrapped
+from adpe.errors import UserError
+from adpe.methods.adversary import Adversary
+
+# Of the initial learning rate: less than any warm-up begins with, more than schedules leave by rounding.
+_ZERO = 1e-12
+
+
+def _off(name: str) -> str:
+    return f"To go on regardless: --cfg-options default_hooks.{name}=None."
+
+
+def _first(names: Sequence[str], count: int = 8) -> str:
+    return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")
+
+
+def _optimizers(runner: Any) -> list[torch.optim.Optimizer]:
+    wrapper = runner.optim_wrapper
+    wrappers = wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]
+    return [each.optimizer for each in wrappers]
+
+
+def _groups(runner: Any) -> list[dict[str, Any]]:
+    return [group for optimizer in _optimizers(runner) for group in optimizer.param_groups]
+
+
+def _accumulation(runner: Any) -> int:
+    return int(getattr(runner.optim_wrapper, "_accumulative_counts", 1))
+
+
+@HOOKS.register_module()
+class AdPELearningRateGuard(Hook):
+    """Stops a run whose learning rates are all zero before its last optimizer step: the rest would change nothing.
+
+    The first and the last step may have none: warm-up from zero, decay to zero.
+    """
+
+    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        step = _accumulation(runner)
+        groups = _groups(runner)
+        if step <= runner.iter < runner.max_iters - step and all(
+            group["lr"] <= _ZERO * group.get("initial_lr", 0) for group in groups
+        ):
+            raise UserError(
+                f"the learning rate is zero at iteration {runner.iter + 1} of {runner.max_iters}: the rest would "
+                "change nothing. Set optim_wrapper.optimizer.lr above zero, or let param_scheduler reach the end "
+                f"(end, T_max, by_epoch against train_cfg). {_off('learning_rate_guard')}"
+            )
+
+
+@HOOKS.register_module()
+class AdPEGradientGuard(Hook):
+    """Stops at the first optimizer step, before it is taken, if trainable parameters have no gradient or no group.
+
+    With ``find_unused_parameters = True`` in the config, parameters without a gradient are only told of.
+    """
+
+    def before_train(self, runner: Any) -> None:
+        names = {id(parameter): name for name, parameter in unwrapped(runner.model).named_parameters()}
+        optimised = {id(parameter) for group in _groups(runner) for parameter in group["params"]}
+        forgotten = [
+            names[id(parameter)]
+            for parameter in unwrapped(runner.model).parameters()
+            if parameter.requires_grad and id(parameter) not in optimised
+        ]
+        if forgotten:
+            raise UserError(
+                f"{len(forgotten)} parameters are in no group of the optimizer: {_first(forgotten)}. Look at "
+                f"optim_wrapper.constructor, or give them requires_grad=False. {_off('gradient_guard')}"
+            )
+
+        def look(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+            handles.pop(id(optimizer)).remove()
+            without = [
+                names.get(id(parameter), "(not of the model)")
+                for group in optimizer.param_groups
+                for parameter in group["params"]
+                if parameter.requires_grad and parameter.grad is None
+            ]
+            if without:
+                self._tell(runner, without)
+
+        handles = {id(each): each.register_step_pre_hook(look) for each in _optimizers(runner)}
+
+    def _tell(self, runner: Any, without: list[str]) -> None:
+        text = (
+            f"{len(without)} parameters have no gradient in the first optimizer step and would not be trained: "
+            f"{_first(without)}. "
+        )
+        if runner.cfg.get("find_unused_parameters"):
+            runner.logger.warning(text + "The config allows it (find_unused_parameters = True).")
+            return
+        raise UserError(
+            f"{text}Look for a detach or an unused module, freeze them (requires_grad=False), or set "
+            f"find_unused_parameters = True if they are meant to be unused. {_off('gradient_guard')}"
+        )
+
+
+@HOOKS.register_module()
+class AdPEAdversaryGuard(Hook):
+    """Stops a pretraining with an adversary that does not ascend (at the start) or does not move (after `steps`).
+
+    Args:
+        steps: optimizer steps, with a learning rate past warm-up, in which the adversary must have moved.
+    """
+
+    def __init__(self, steps: int = 100) -> None:
+        self.steps = steps
+
+    def before_train(self, runner: Any) -> None:
+        self.start: dict[str, Tensor] = {}
+        self.moves = 0
+        parameters = dict(self._parameters(unwrapped(runner.model)))
+        ascending = {
+            id(parameter) for group in _groups(runner) if group.get("maximize") for parameter in group["params"]
+        }
+        wrong = [name for name, value in parameters.items() if not value.requires_grad or id(value) not in ascending]
+        if wrong:
+            raise UserError(
+                f"the adversary would not ascend: {_first(wrong)} in no group with maximize=True, or frozen. Use "
+                "optim_wrapper.constructor = 'AdversarialOptimWrapperConstructor', or adversary=None in the model. "
+                f"{_off('adversary_guard')}"
+            )
+        bounded = any(isinstance(m, Adversary) and m.norm is not None for m in unwrapped(runner.model).modules())
+        # In a resumed run, a projected adversary may rest on its bound.
+        if not (bounded and runner.iter > 0):
+            self.start = {name: value.detach().clone() for name, value in parameters.items()}
+        ids = {id(value) for value in parameters.values()}
+        self.groups = [group for group in _groups(runner) if any(id(value) in ids for value in group["params"])]
+
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        if not self.start or (runner.iter + 1) % _accumulation(runner):
+            return
+        # Steps of warm-up may be smaller than the parameters' precision. Initially zero is frozen, not warm-up.
+        self.moves += any(group["lr"] >= 1e-3 * group.get("initial_lr", 0) for group in self.groups)
+        if self.moves >= self.steps:
+            self._look(runner)
+
+    def after_train(self, runner: Any) -> None:
+        if self.start and self.moves:
+            self._look(runner)
+
+    def _look(self, runner: Any) -> None:
+        parameters = dict(self._parameters(unwrapped(runner.model)))
+        still = [name for name, value in self.start.items() if torch.equal(value, parameters[name])]
+        self.start = {}
+        if still:
+            rates = "/".join(f"{group['lr']:g}" for group in self.groups)
+            raise UserError(
+                f"the adversary is frozen: {_first(still)} did not move in {self.moves} optimizer steps (its learning "
+                f"rate is {rates}). Set optim_wrapper.paramwise_cfg.adversary_lr above zero, or adversary=None in the "
+                f"model. {_off('adversary_guard')}"
+            )
+
+    @staticmethod
+    def _parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+        for prefix, module in model.named_modules():
+            if isinstance(module, Adversary):
+                for name, parameter in module.named_parameters():
+                    yield f"{prefix}.{name}", parameter
+
+
+@HOOKS.register_module()
+class AdPEEvaluationGuard(Hook):
+    """Stops, before training where that is possible, if there is nothing to evaluate on or nothing came out of it."""
+
+    def before_train(self, runner: Any) -> None:
+        if runner.val_loop is not None:
+            self._check_length(runner.val_dataloader, "val_dataloader")
+
+    def before_val(self, runner: Any) -> None:
+        self._check_length(runner.val_dataloader, "val_dataloader")
+
+    def before_test(self, runner: Any) -> None:
+        self._check_length(runner.test_dataloader, "test_dataloader")
+
+    def after_val_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
+        self._check_metrics(metrics, "val_dataloader")
+
+    def after_test_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
+        self._check_metrics(metrics, "test_dataloader")
+
+    def _check_length(self, loader: Any, name: str) -> None:
+        if len(loader.dataset) == 0:
+            raise UserError(
+                f"{name}.dataset is empty: there is nothing to evaluate on. Look at its data_root, data_prefix and "
+                f"ann_file, or set val_dataloader, val_evaluator and val_cfg to None. {_off('evaluation_guard')}"
+            )
+
+    def _check_metrics(self, metrics: dict[str, float] | None, name: str) -> None:
+        if metrics and all(isinstance(value, float) and math.isnan(value) for value in metrics.values()):
+            raise UserError(
+                f"no metric on {name} is a number ({_first(list(metrics))}): it has no label that counts, or the "
+                f"predictions are not finite. Look at its annotations and classes. {_off('evaluation_guard')}"
+            )
+
+
+@HOOKS.register_module()
+class AdPELabelGuard(Hook):
+    """Stops after the first pass without any label, and names, after training, the classes that no label was of.
+
+    It reads `gt_sem_seg`, `gt_instances` and `gt_label` of the data samples, as OpenMMLab's data sets have them, in
+    batches whose data set names its ``classes``; other batches are left alone. After all classes were seen it costs
+    nothing.
+    """
+
+    def before_train(self, runner: Any) -> None:
+        metainfo = getattr(runner.train_dataloader.dataset, "metainfo", None) or {}
+        self.classes = list(metainfo.get("classes") or ())
+        self.seen = torch.zeros(len(self.classes), dtype=torch.bool)
+        self.labelled = False
+        self.begin = runner.iter
+        self.one_pass = max(1, len(runner.train_dataloader.dataset) // self._images(runner))
+
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        if not self.classes:
+            return
+        if not self.seen.all():
+            for labels in _labels(data_batch):
+                self.labelled = True
+                counted = labels.flatten().cpu().long()
+                # Ignored labels are outside of the classes.
+                self.seen[counted[(counted >= 0) & (counted < len(self.classes))].unique()] = True
+        if runner.iter + 1 == self.begin + self.one_pass and not self._everywhere().any() and self.labelled:
+            raise UserError(
+                f"the first {self.one_pass} iterations had no label of the {len(self.classes)} classes "
+                f"({_first(self.classes)}): all are ignored or missing. Look at reduce_zero_label, classes and the "
+                f"annotations of train_dataloader.dataset. {_off('label_guard')}"
+            )
+
+    def after_train(self, runner: Any) -> None:
+        if not self.classes:
+            return
+        seen = self._everywhere().tolist()
+        absent = [str(name) for name, there in zip(self.classes, seen, strict=True) if not there]
+        if absent and self.labelled:
+            runner.logger.warning(
+                f"{len(absent)} of {len(self.classes)} classes had no label in iterations {self.begin + 1} to "
+                f"{runner.iter}, and are not learned: {_first(absent, 20)}. Look at classes and annotations of "
+                "train_dataloader.dataset."
+            )
+
+    def _images(self, runner: Any) -> int:
+        return int(runner.train_dataloader.batch_sampler.batch_size) * runner.world_size
+
+    def _everywhere(self) -> Tensor:
+        """Which classes any process has seen."""
+        seen = self.seen.to(torch.int32)
+        all_reduce(seen, "max")
+        return seen.bool()
+
+
+def _labels(batch: Any) -> Iterator[Tensor]:
+    """The labels of a batch's data samples."""
+    samples = batch.get("data_samples") if isinstance(batch, dict) else None
+    for sample in samples if isinstance(samples, (list, tuple)) else ():
+        for name, field in (("gt_sem_seg", "data"), ("gt_instances", "labels"), ("gt_label", "label")):
+            value = getattr(getattr(sample, name, None), field, None)
+            if isinstance(value, Tensor):
+                yield value

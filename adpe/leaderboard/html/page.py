@@ -1,0 +1,246 @@
+"""The leaderboard as one self-contained HTML file: sortable tables, charts, pictures and a section per run.
+
+The file needs no network and no server. Everything that came from records and logs is escaped, and the page's content
+security policy lets nothing but its own script run.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image, UnidentifiedImageError
+
+from adpe.errors import UserError
+from adpe.files import atomic_write
+from adpe.leaderboard.ranking import OURS, Leaderboard, Row, Table
+from adpe.leaderboard.tables import body, captions, difference_entry, header, is_numeric, plain, value_entry
+from adpe.leaderboard.tasks import metric_of, show_metric
+
+_FOLDER = Path(__file__).parent
+_MOST_POINTS = 1000
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Lines or points in one pair of axes.
+
+    Attributes:
+        title: above the chart.
+        x: label of the horizontal axis.
+        y: label of the vertical axis.
+        series: name -> points (x, y) or, with error bars, (x, y, low, high). Values that are not finite leave a gap.
+        lines: join the points of a series, as for losses; False draws points alone, as for speed against accuracy.
+    """
+
+    title: str
+    x: str
+    y: str
+    series: Mapping[str, Sequence[tuple[float, ...]]]
+    lines: bool = True
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG or JPEG file, embedded in the page, and what it shows."""
+
+    path: Path
+    caption: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """A section of its own for one record, with its curves and pictures."""
+
+    record: Mapping[str, Any]
+    charts: Sequence[Chart] = ()
+    pictures: Sequence[Picture] = ()
+
+
+def write_page(
+    path: str | Path,
+    title: str,
+    leaderboard: Leaderboard,
+    *,
+    introduction: Sequence[str] = (),
+    charts: Sequence[Chart] = (),
+    pictures: Sequence[Picture] = (),
+    runs: Sequence[Run] = (),
+) -> Path:
+    """Write the page atomically; the same input gives the same bytes.
+
+    A link can hold a view: ``#sort=2`` sorts by the second column, ``#sort=-2`` descending, ``#filter=words`` filters,
+    ``#mixed=1`` sorts across protocols, under a caption that says so.
+
+    Args:
+        path: HTML file to write.
+        title: heading of the page.
+        leaderboard: tables and problems.
+        introduction: paragraphs below the heading.
+        charts: curves of several runs together.
+        pictures: of the whole comparison.
+        runs: one section each, linked from the seeds of its row.
+
+    Raises:
+        UserError: if a picture is missing or not an image.
+    """
+    script = (_FOLDER / "page.js").read_text(encoding="utf-8")
+    sections = {
+        "leaderboard": ("Leaderboard", leaderboard.tables),
+        "reported": ("Reported", leaderboard.problems),
+        "curves": ("Curves", charts),
+        "pictures": ("Pictures", pictures),
+        "runs": ("Runs", runs),
+    }
+    environment = Environment(
+        loader=FileSystemLoader(_FOLDER),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    html = environment.get_template("page_template.html").render(
+        title=title,
+        introduction=introduction,
+        sections=[(anchor, name) for anchor, (name, content) in sections.items() if content],
+        tables=[_table(table, runs) for table in leaderboard.tables],
+        problems=leaderboard.problems,
+        charts=[_chart(chart) for chart in charts],
+        pictures=[_picture(picture) for picture in pictures],
+        runs=[_run(run) for run in runs],
+        css=(_FOLDER / "page.css").read_text(encoding="utf-8"),
+        script=script,
+        script_hash=f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}",
+    )
+    with atomic_write(path) as temporary:
+        temporary.write_text(html, encoding="utf-8")
+    return Path(path)
+
+
+def facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """A record's fields as a reader wants them: units written out, mappings on one line, empty ones left out."""
+    lines = []
+    for key, value in record.items():
+        if key in ("schema", "run") or value is None or value == {}:
+            continue
+        if key == "wall_time_s":
+            minutes, seconds = divmod(round(float(value)), 60)
+            lines.append(("wall time", f"{minutes} min {seconds} s"))
+        elif key == "peak_memory_bytes":
+            lines.append(("peak memory", f"{float(value) / 2**30:.2f} GiB"))
+        elif key == "iterations_per_s":
+            lines.append(("iterations/s", f"{float(value):.2f}"))
+        elif key == "metrics":
+            lines += [(metric_of(name).label, show_metric(name, number)) for name, number in value.items()]
+        else:
+            lines.append((key.replace("_", " "), plain(value)))
+    return lines
+
+
+def _table(table: Table, runs: Sequence[Run]) -> dict[str, Any]:
+    numeric, titles = is_numeric(table), header(table)
+    rows = []
+    for row, line in zip(table.rows, body(table), strict=True):
+        cells = [
+            {
+                "text": entry.text,
+                "number": entry.number,
+                "numeric": numeric[index],
+                "is_best": entry.is_best,
+                "notes": entry.notes,
+                "links": _links(row, runs) if titles[index] == "Seeds" else [],
+            }
+            for index, entry in enumerate(line)
+        ]
+        rows.append({"kind": row.kind, "is_baseline": row.is_baseline, "protocol": row.protocol, "cells": cells})
+    return {
+        "title": table.title,
+        "columns": list(zip(titles, numeric, strict=True)),
+        "groups": [list(members) for _, members in groupby(rows, key=lambda row: row["protocol"])],
+        "captions": captions(table),
+        "sentences": table.sentences(),
+        "charts": [_bars(table, name) for name in table.metrics],
+    }
+
+
+def _links(row: Row, runs: Sequence[Run]) -> list[tuple[int, str]]:
+    """Number of the section and seed of every run of the row that has a section."""
+    numbered = list(enumerate(runs, start=1))
+    return [(number, str(run.record.get("seed"))) for number, run in numbered if run.record in row.records]
+
+
+def _bars(table: Table, name: str) -> dict[str, Any]:
+    metric, bars = metric_of(name), []
+    for row in table.rows:
+        cell = row.cells.get(name)
+        if cell is None or cell.summary is None:
+            continue
+        letter = f"{row.protocol}: " if len(table.protocols) > 1 else ""
+        detail = [letter + row.name, f"mean {value_entry(name, cell).text}", difference_entry(name, row).text]
+        detail += [f"seed {seed}: {value:.{metric.digits}f}" for seed, value in cell.values.items()]
+        bars.append(
+            {
+                "label": letter + row.name + ("" if row.kind == OURS else f", {row.kind}"),
+                "kind": "baseline" if row.is_baseline else row.kind,
+                "mean": cell.summary.mean,
+                "std": cell.summary.std,
+                "values": list(cell.values.values()) if len(cell.values) > 1 else [],
+                "detail": "\n".join(filter(None, detail)),
+            }
+        )
+    return {"title": f"{metric.label} by method", "digits": metric.digits, "bars": bars}
+
+
+def _chart(chart: Chart) -> dict[str, Any]:
+    series = [
+        {"name": name, "points": [_point(point) for point in _thin(points)]} for name, points in chart.series.items()
+    ]
+    return {"title": chart.title, "x": chart.x, "y": chart.y, "lines": chart.lines, "series": series}
+
+
+def _thin(points: Sequence[tuple[float, ...]]) -> Sequence[tuple[float, ...]]:
+    """At most `_MOST_POINTS` of them, evenly spaced, the last one included."""
+    if len(points) <= _MOST_POINTS:
+        return points
+    step = (len(points) - 1) / (_MOST_POINTS - 1)
+    return [points[round(index * step)] for index in range(_MOST_POINTS)]
+
+
+def _point(point: Iterable[float]) -> list[float | None]:
+    # JSON has no NaN.
+    return [float(f"{value:.7g}") if math.isfinite(value) else None for value in point]
+
+
+def _picture(picture: Picture) -> dict[str, Any]:
+    try:
+        with Image.open(picture.path) as image:
+            (width, height), kind = image.size, Image.MIME[str(image.format)]
+    except FileNotFoundError:
+        raise UserError(f"{picture.path}: there is no such picture for the page.") from None
+    except UnidentifiedImageError:
+        raise UserError(f"{picture.path}: not an image; the page embeds PNG or JPEG files.") from None
+    data = base64.b64encode(Path(picture.path).read_bytes()).decode()
+    return {"source": f"data:{kind};base64,{data}", "width": width, "height": height, "caption": picture.caption}
+
+
+def _run(run: Run) -> dict[str, Any]:
+    record = run.record
+    metrics = ", ".join(
+        f"{metric_of(name).label} {show_metric(name, value)}"
+        for name, value in list(record.get("metrics", {}).items())[:2]
+    )
+    seed = "no seed" if record.get("seed") is None else f"seed {record['seed']}"
+    return {
+        "name": record.get("run", "unnamed run"),
+        "summary": " · ".join(part for part in (seed, metrics) if part),
+        "facts": facts(record),
+        "charts": [_chart(chart) for chart in run.charts],
+        "pictures": [_picture(picture) for picture in run.pictures],
+    }

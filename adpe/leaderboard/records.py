@@ -1,0 +1,129 @@
+"""One JSON line per finished run: what ran, on what, and what came out. Needs the standard library alone."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+SCHEMA = 1
+TASKS = ("pretrain", "segmentation", "detection", "classification")
+_REQUIRED: dict[str, type | tuple[type, ...]] = {
+    "run": str,
+    "method": str,
+    "task": str,
+    "dataset": str,
+    "seed": int,
+    "metrics": dict,
+    "config": str,
+    "time": str,
+}
+# What tells the runs of a file apart: a record that agrees in all of these is the same one written again.
+_IDENTITY = (
+    "suite", "run", "method", "task", "dataset", "start", "sweep", "seed", "config_sha256", "checkpoint_sha256",
+)  # fmt: skip
+
+
+def append_record(path: str | Path, record: dict[str, Any]) -> bool:
+    """Append `record` to the file of records `path`, as one line, whole or not at all for other writers and readers.
+
+    The file is locked from the look for the same record to the end of the write, so that two processes neither lose
+    nor duplicate one. A line left torn by an earlier crash is closed first, so that it spoils nothing but itself.
+    Numbers that JSON does not have (NaN, infinity) become null.
+
+    Returns:
+        False if the same record was there already, and nothing was written.
+
+    Raises:
+        ValueError: if the record is not valid.
+        OSError: if it cannot be written.
+    """
+    fault = record_fault(record)
+    if fault:
+        raise ValueError(f"record for {path}: {fault}")
+    line = json.dumps(_finite(record), sort_keys=True, allow_nan=False).encode() + b"\n"
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        size = os.fstat(file).st_size
+        if any(_is_same(one, record) for one in read_records(path)[0]):
+            return False
+        if size and os.pread(file, 1, size - 1) != b"\n":
+            line = b"\n" + line
+        if os.write(file, line) != len(line):
+            os.ftruncate(file, size)
+            raise OSError(f"no room for a record in {path}")
+        os.fsync(file)
+        return True
+    finally:
+        os.close(file)
+
+
+def read_records(path: str | Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """Read a file of records.
+
+    Returns:
+        the valid records in order of the file, and for each other line a sentence ``path:line: what is wrong``.
+    """
+    records, faults = [], []
+    for number, line in enumerate(Path(path).read_bytes().splitlines(keepends=True), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            torn = "" if line.endswith(b"\n") else ", torn while it was written"
+            faults.append(f"{path}:{number}: not a JSON line{torn}; skipped")
+            continue
+        fault = record_fault(record)
+        if fault:
+            faults.append(f"{path}:{number}: {fault}; skipped")
+        else:
+            records.append(record)
+    return records, faults
+
+
+def record_fault(record: Any) -> str | None:
+    """What is wrong with a record, or None."""
+    if not isinstance(record, dict):
+        return "not a JSON object"
+    if record.get("schema") != SCHEMA:
+        return f"schema is {record.get('schema')!r} instead of {SCHEMA}"
+    for name, kind in _REQUIRED.items():
+        if not isinstance(record.get(name), kind) or isinstance(record.get(name), bool):
+            return f"{name} is {record.get(name)!r}, which is not of the expected type"
+    if record["task"] not in TASKS:
+        return f"task is {record['task']!r} instead of one of {', '.join(TASKS)}"
+    for name, value in record["metrics"].items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+            return f"metric {name} is {value!r} instead of a number"
+    return None
+
+
+def file_sha256(path: str | Path) -> str:
+    """Hash of a file's content, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _is_same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    return all(one.get(name) == other.get(name) for name in _IDENTITY)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {str(name): _finite(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return value

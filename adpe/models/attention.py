@@ -1,0 +1,150 @@
+"""Multi-head self-attention of the encoder, with the kinds of relative positions that it can have.
+
+Three kinds add up in the logits: contextual buckets (iRPE, arXiv 2107.14222; the method's own), decomposed positions
+(ViTDet, arXiv 2203.16527) and a bias a pair (BEiT, arXiv 2106.08254). Inside windows all of them mean what they mean in
+an image: a window keeps the offset of two patches, so the contextual table is read at the true offsets, but only pairs
+within a window meet; padding counts as patches at the places that it takes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from adpe.models.fused_attention import Bias, attend
+from adpe.models.pos_embed import CLASS_BUCKET, NUM_BUCKETS, contract, decomposed_scores, relative_logits
+from adpe.models.windows import partition, unpartition
+
+RelativeQuery = Literal["scaled", "unscaled"]
+
+
+@dataclass(frozen=True)
+class RelativeTerm:
+    """The contextual relative term of one attention layer, with what an adversary does to it.
+
+    Attributes:
+        grid: ``(h, w)`` patches, of the window where there are windows.
+        interpolate: the interpolated form of the buckets.
+        query: "scaled" multiplies the table by ``q / sqrt(d)``, "unscaled" by ``q``.
+        masked: ``(B, 1, N, 1)``, 1 at masked patches; an adversary acts on those alone.
+        displaced_weights: ``(N, 99, N)`` weights of the 49 buckets for visible queries, of the 49 for masked queries,
+            and of the class bucket; replaces the grid's weights.
+        key_shift: ``(d,)`` added to every bucket of the table where the key is masked.
+        query_shift: ``(d,)`` added to every bucket of the table where the query is masked. The softmax does not see it.
+        weights: of :func:`relative_weights` in pos_embed.py, made outside the layer so that a compiled one does not
+            make them anew; None lets the layer look them up.
+    """
+
+    grid: tuple[int, int]
+    interpolate: bool
+    query: RelativeQuery = "scaled"
+    masked: Tensor | None = None
+    displaced_weights: Tensor | None = None
+    key_shift: Tensor | None = None
+    query_shift: Tensor | None = None
+    weights: tuple[Tensor, ...] | None = None
+
+    def keys(self, k: Tensor) -> Tensor:
+        """Keys ``(B, H, N, d)`` with the key shift: ``q . (k_j + a)`` adds ``q . a`` to every bucket of key j."""
+        if self.masked is None or self.key_shift is None:
+            return k
+        return k + (self.masked * self.key_shift).to(k.dtype)
+
+    def logits(self, q: Tensor, table: Tensor) -> Tensor:
+        """Relative logits ``(B, H, N, N)`` from scaled queries ``(B, H, N, d)`` and a table ``(d, 50)``."""
+        if self.query == "unscaled":
+            table = table * q.shape[-1] ** 0.5
+        scores = q @ table.to(q.dtype)
+        if self.masked is None:
+            return relative_logits(scores, self.grid, self.interpolate, self.weights)
+        masked = self.masked.to(q.dtype)
+        if self.query_shift is not None:
+            scores = scores + masked * (q @ self.query_shift.to(q.dtype).unsqueeze(-1))
+        if self.displaced_weights is None:
+            return relative_logits(scores, self.grid, self.interpolate, self.weights)
+        patch, cls = scores.split([CLASS_BUCKET, 1], dim=-1)
+        hidden = patch * masked
+        return contract(torch.cat([patch - hidden, hidden, cls], dim=-1), self.displaced_weights.to(q.dtype))
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention.
+
+    Args:
+        dim: width D, divisible by `num_heads`.
+        num_heads: H.
+        relative: hold a table of contextual relative positions, `rel_pos_table` ``(D / H, 50)``, shared by all heads,
+            zero at the start.
+        window_size: patches along a side of the windows that attend within themselves; 0 for the whole image. Windows
+            have no place for a class token.
+        rel_pos_grid: ``(h, w)`` of decomposed relative positions, `rel_pos_h` ``(2 h - 1, D / H)`` and `rel_pos_w`,
+            zero at the start; for other grids they are resized linearly.
+        bias_grid: ``(h, w)`` of `relative_position_bias_table` ``((2 h - 1) * (2 w - 1) + 3, H)``, zero at the start.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        relative: bool = False,
+        window_size: int = 0,
+        rel_pos_grid: tuple[int, int] | None = None,
+        bias_grid: tuple[int, int] | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.window_size = window_size
+        self.bias_grid = bias_grid
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+        head_dim = dim // num_heads
+        self.rel_pos_table = _zeros(head_dim, NUM_BUCKETS) if relative else None
+        self.rel_pos_h = _zeros(2 * rel_pos_grid[0] - 1, head_dim) if rel_pos_grid else None
+        self.rel_pos_w = _zeros(2 * rel_pos_grid[1] - 1, head_dim) if rel_pos_grid else None
+        self.relative_position_bias_table = (
+            _zeros((2 * bias_grid[0] - 1) * (2 * bias_grid[1] - 1) + 3, num_heads) if bias_grid else None
+        )
+
+    def forward(self, x: Tensor, term: RelativeTerm | None = None, grid: tuple[int, int] | None = None) -> Tensor:
+        """``(B, N, D)`` to ``(B, N, D)``.
+
+        Args:
+            x: tokens, the class token, if there is one, first.
+            term: needed with contextual relative positions.
+            grid: ``(h, w)`` of the image's patches; needed with windows and with the other relative positions.
+        """
+        dim = x.shape[-1]
+        qkv = self.qkv(x)
+        if self.window_size:
+            assert grid is not None
+            # Padding before the projection is its bias after it: the projection need not see it.
+            qkv = partition(qkv, grid, self.window_size, self.qkv.bias)
+        heads = qkv.view(len(qkv), -1, 3, self.num_heads, dim // self.num_heads)
+        q, k, v = heads.permute(2, 0, 3, 1, 4)  # each (B, H, N, d)
+        q = q * q.shape[-1] ** -0.5
+        logits, decomposed, bias = None, None, None
+        if self.rel_pos_table is not None:
+            assert term is not None
+            logits, k = term.logits(q, self.rel_pos_table), term.keys(k)
+        area = (self.window_size, self.window_size) if self.window_size else grid
+        if self.rel_pos_h is not None and self.rel_pos_w is not None:
+            assert area is not None
+            scale = q.shape[-1] ** 0.5  # these tables meet unscaled queries
+            decomposed = decomposed_scores(q, self.rel_pos_h * scale, self.rel_pos_w * scale, area)
+        if self.relative_position_bias_table is not None:
+            assert area is not None
+            assert self.bias_grid is not None
+            class_token = q.shape[2] > area[0] * area[1]
+            bias = Bias(self.relative_position_bias_table, self.bias_grid, area, class_token)
+        out = attend(q, k, v, logits, decomposed, bias).transpose(1, 2).reshape(len(qkv), -1, dim)
+        if self.window_size:
+            assert grid is not None
+            out = unpartition(out, grid, self.window_size)
+        return self.proj(out)
+
+
+def _zeros(*shape: int) -> nn.Parameter:
+    return nn.Parameter(torch.zeros(*shape))

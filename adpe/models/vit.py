@@ -1,0 +1,348 @@
+"""The one vision transformer: pretraining, classification, segmentation and detection all use this encoder.
+
+Pre-norm blocks, LayerNorm eps 1e-6, qkv bias, GELU MLP x4 (ViT, arXiv 2010.11929; MAE, arXiv 2111.06377), with fixed
+sine-cosine or learned absolute positions and, optionally, contextual relative positions in every attention layer
+(iRPE, arXiv 2107.14222), windows and decomposed relative positions (ViTDet, arXiv 2203.16527), BEiT's relative bias and
+LayerScale (arXiv 2106.08254). Parameter names are timm's, plus `attn.rel_pos_table`, ViTDet's `attn.rel_pos_h` and
+`attn.rel_pos_w`, and BEiT's `attn.relative_position_bias_table`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, cast, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from adpe.models.attention import Attention, RelativeQuery, RelativeTerm
+from adpe.models.layers import Block, LayerNorm, PatchEmbed, init_linear, run_blocks
+from adpe.models.pos_embed import cached_table, relative_weights, sincos_table
+
+Position = Literal["absolute", "relative", "relative_interpolated"]
+PosEmbedResize = Literal["recompute", "resample"]
+Size = int | tuple[int, int]
+
+
+class VisionTransformer(nn.Module):
+    """Vision transformer encoder.
+
+    Args:
+        img_size: pixels, or (height, width); fixes the length of learned positions and of relative tables that depend
+            on the grid, nothing else.
+        patch_size: pixels p.
+        in_chans: image channels.
+        embed_dim: width D, divisible by 4 and by `num_heads`.
+        depth: number of blocks.
+        num_heads: heads H.
+        mlp_ratio: hidden width of the MLP over D.
+        position: "absolute" positions alone, or with "relative" (discrete buckets) or "relative_interpolated" terms in
+            every block.
+        relative_query: what the relative table is multiplied by: the "scaled" query ``q / sqrt(d)``, as in pretraining,
+            or the "unscaled" one, as in the reference's fine-tuning encoder, where the same table thus weighs sqrt(d)
+            times more (measured on its goldens; the paper does not mention it).
+        learned_pos_embed: learn `pos_embed` instead of the fixed sine-cosine table.
+        drop_path_rate: stochastic depth of the last block; it grows linearly from 0 at the first.
+        num_classes: 0 for features; otherwise the mean of the patch tokens, `fc_norm` and a linear `head` (std 2e-5)
+            replace the final norm, as in MAE's fine-tuning.
+        grad_checkpointing: recompute every block in the backward pass instead of keeping its activations.
+        class_token: have one. Windows have no place for it: ViTDet drops it, and so does ``class_token=False``;
+            nothing else changes its name, and a learned `pos_embed` keeps the class token's row, unused.
+        pos_embed_resize: "recompute" makes the sine-cosine table of the grid at hand, exactly; "resample" resizes the
+            one of `pretrain_img_size`, or the learned one, like timm's ``resample_abs_pos_embed``. None is the first
+            for the fixed table and the second for a learned one.
+        pretrain_img_size: pixels, or (height, width), whose sine-cosine table is resampled; None is `img_size`.
+        window_size: patches along a side of attention windows, see :mod:`adpe.models.windows`; 0 has none.
+        global_attn_indexes: blocks that attend to the whole image all the same.
+        use_rel_pos: decomposed relative positions, with tables for `img_size`, or for the window in windowed blocks.
+        use_rel_pos_bias: BEiT's relative position bias, a table a block for the same grids.
+        init_values: start of LayerScale (0.1 in BEiT-Base and mmseg's MAE); None has none.
+
+    Raises:
+        ValueError: if widths do not divide, an option is unknown, or options do not go together.
+    """
+
+    def __init__(
+        self,
+        img_size: Size = 224,
+        patch_size: int = 16,
+        in_chans: int = 3,
+        embed_dim: int = 768,
+        depth: int = 12,
+        num_heads: int = 12,
+        mlp_ratio: float = 4.0,
+        position: Position = "absolute",
+        relative_query: RelativeQuery = "scaled",
+        learned_pos_embed: bool = False,
+        drop_path_rate: float = 0.0,
+        num_classes: int = 0,
+        grad_checkpointing: bool = False,
+        class_token: bool = True,
+        pos_embed_resize: PosEmbedResize | None = None,
+        pretrain_img_size: Size | None = None,
+        window_size: int = 0,
+        global_attn_indexes: Sequence[int] = (),
+        use_rel_pos: bool = False,
+        use_rel_pos_bias: bool = False,
+        init_values: float | None = None,
+    ) -> None:
+        super().__init__()
+        if position not in get_args(Position):
+            raise ValueError(f"position must be one of {', '.join(get_args(Position))}; got {position!r}.")
+        if relative_query not in get_args(RelativeQuery):
+            raise ValueError(f"relative_query must be scaled or unscaled; got {relative_query!r}.")
+        if embed_dim % num_heads or embed_dim % 4:
+            raise ValueError(f"embed_dim {embed_dim} must be divisible by 4 and by num_heads {num_heads}.")
+        if pos_embed_resize not in (None, *get_args(PosEmbedResize)):
+            raise ValueError(f"pos_embed_resize must be recompute, resample or None; got {pos_embed_resize!r}.")
+        if learned_pos_embed and (pos_embed_resize == "recompute" or pretrain_img_size is not None):
+            raise ValueError(
+                "A learned pos_embed has the length of img_size and is resampled: with learned_pos_embed, leave "
+                "pos_embed_resize and pretrain_img_size out."
+            )
+        if window_size and class_token:
+            raise ValueError(f"window_size={window_size} needs class_token=False: windows have no place for it.")
+        bad = [i for i in global_attn_indexes if not 0 <= i < depth]
+        if window_size < 0 or bad or (global_attn_indexes and not window_size):
+            raise ValueError(
+                f"global_attn_indexes={list(global_attn_indexes)} with window_size={window_size}: expected blocks "
+                f"0..{depth - 1} and a window of at least one patch."
+            )
+        height, width = _pair(img_size)
+        self.img_size = (height, width)
+        self.embed_dim = self.num_features = embed_dim
+        self.num_heads = num_heads
+        self.position = position
+        self.relative_query = relative_query
+        self.num_classes = num_classes
+        self.grad_checkpointing = grad_checkpointing
+        self.patch_embed = PatchEmbed(patch_size, in_chans, embed_dim)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if class_token else None
+        self.pos_embed_resize = pos_embed_resize or ("resample" if learned_pos_embed else "recompute")
+        self.pretrain_img_size = _pair(img_size if pretrain_img_size is None else pretrain_img_size)
+        length = 1 + (height // patch_size) * (width // patch_size)
+        self.pos_embed = nn.Parameter(torch.zeros(1, length, embed_dim)) if learned_pos_embed else None
+        grid = (height // patch_size, width // patch_size)
+        self.blocks = nn.ModuleList()
+        for i in range(depth):
+            window = 0 if i in global_attn_indexes else window_size
+            area = (window, window) if window else grid
+            self.blocks.append(
+                Block(
+                    embed_dim,
+                    num_heads,
+                    mlp_ratio,
+                    position != "absolute",
+                    drop_path_rate * i / max(depth - 1, 1),
+                    init_values,
+                    window_size=window,
+                    rel_pos_grid=area if use_rel_pos else None,
+                    bias_grid=area if use_rel_pos_bias else None,
+                )
+            )
+        self.norm = LayerNorm(embed_dim) if num_classes == 0 else nn.Identity()
+        self.fc_norm = LayerNorm(embed_dim) if num_classes else nn.Identity()
+        self.head = nn.Linear(embed_dim, num_classes) if num_classes else nn.Identity()
+        self.reset_parameters()
+
+    @property
+    def patch_size(self) -> int:
+        """Patch size in pixels."""
+        return self.patch_embed.patch_size
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """Tokens before those of the patches: 1, or 0 without a class token (timm's name)."""
+        return int(self.cls_token is not None)
+
+    @property
+    def needs_grid(self) -> bool:
+        """Blocks work on a whole grid of patches: in windows, or with relative positions besides the buckets."""
+        return any(a.window_size or a.rel_pos_h is not None or a.bias_grid is not None for a in self.attentions())
+
+    def attentions(self) -> list[Attention]:
+        """The attention layers of the blocks."""
+        return [cast(Block, block).attn for block in self.blocks]
+
+    def reset_parameters(self) -> None:
+        """MAE's initialisation: Xavier uniform matrices, the patch convolution as a matrix, tokens of std 0.02."""
+        self.apply(init_linear)
+        nn.init.xavier_uniform_(self.patch_embed.proj.weight.view(self.embed_dim, -1))
+        if self.cls_token is not None:
+            nn.init.normal_(self.cls_token, std=0.02)
+        if self.pos_embed is not None:
+            nn.init.normal_(self.pos_embed, std=0.02)
+        if isinstance(self.head, nn.Linear):
+            nn.init.trunc_normal_(self.head.weight, std=2e-5)
+
+    def position_table(self, grid: tuple[int, int], like: Tensor) -> Tensor:
+        """``(1, 1 + h * w, D)`` absolute positions of a grid, in the dtype and on the device of `like`.
+
+        The row of the class token comes first, whether there is one or not.
+        """
+        if self.pos_embed is not None:
+            old = (self.img_size[0] // self.patch_size, self.img_size[1] // self.patch_size)
+            return self.pos_embed if grid == old else resample_pos_embed(self.pos_embed, old, grid)
+        if self.pos_embed_resize == "recompute":
+            return sincos_table(*grid, self.embed_dim, like.dtype, like.device)
+        size = self.pretrain_img_size
+        old = (size[0] // self.patch_size, size[1] // self.patch_size)
+        return _resampled_sincos(old, grid, self.embed_dim, like.dtype, like.device)
+
+    def embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Tokens with positions ``(B, 1 + L, D)``, class token first if there is one, and the grid ``(h, w)``."""
+        grid = self.patch_embed.grid(images)
+        patches = self.patch_embed(images)
+        positions = self.position_table(grid, self.patch_embed.proj.weight)  # not rounded by autocast
+        patches = patches + positions[:, 1:]
+        if self.cls_token is None:
+            return patches, grid
+        cls = (self.cls_token + positions[:, :1]).expand(len(patches), -1, -1)
+        return torch.cat([cls, patches], dim=1), grid
+
+    def relative_term(self, grid: tuple[int, int]) -> RelativeTerm | None:
+        """The relative term on a grid of patches, an image's or a window's; None for absolute positions."""
+        if self.position == "absolute":
+            return None
+        weight, interpolate = self.patch_embed.proj.weight, self.position == "relative_interpolated"
+        kind = weight.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+        weights = relative_weights(grid, interpolate, dtype, weight.device, self.cls_token is not None)
+        return RelativeTerm(grid, interpolate, self.relative_query, weights=weights)
+
+    def relative_terms(self, grid: tuple[int, int]) -> list[RelativeTerm | None]:
+        """The relative term of every block on an image's grid."""
+        windows = [attention.window_size for attention in self.attentions()]
+        terms = {size: self.relative_term((size, size) if size else grid) for size in {*windows}}
+        return [terms[size] for size in windows]
+
+    def describe_positions(self) -> str:
+        """How positions and attention work, in words: encoders that differ here are not the same entry of a table."""
+        words = ["learned" if self.pos_embed is not None else f"sincos {self.pos_embed_resize}"]
+        if self.pos_embed_resize == "resample" and self.pos_embed is None:
+            words[0] += f" from {self.pretrain_img_size[0]}x{self.pretrain_img_size[1]}"
+        attentions = self.attentions()
+        if self.position != "absolute":
+            words.append(f"{self.position} ({self.relative_query} query)")
+        if any(attention.rel_pos_h is not None for attention in attentions):
+            words.append("decomposed")
+        if any(attention.relative_position_bias_table is not None for attention in attentions):
+            words.append("bias")
+        window = max((attention.window_size for attention in attentions), default=0)
+        if window:
+            whole = [str(i) for i, attention in enumerate(attentions) if not attention.window_size]
+            words.append(f"windows of {window}, offsets within windows, global {' '.join(whole) or 'none'}")
+        if self.cls_token is None:
+            words.append("no class token")
+        return ", ".join(words)
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """``(B, 3, H, W)`` normalised images to ``(B, 1 + L, D)`` tokens after the final norm (timm's meaning)."""
+        x, grid = self.embed(images)
+        return self.norm(run_blocks(self.blocks, x, self.relative_terms(grid), self.grad_checkpointing, grid))
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Mean of the patch tokens, norm and, unless `pre_logits`, the linear head."""
+        x = self.fc_norm(x[:, self.num_prefix_tokens :].mean(dim=1))
+        return x if pre_logits else self.head(x)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits ``(B, num_classes)``, or the mean patch feature ``(B, D)`` without classes."""
+        return self.forward_head(self.forward_features(images))
+
+    def forward_intermediates(
+        self,
+        images: Tensor,
+        indices: int | Sequence[int] | None = None,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: Literal["NCHW", "NLC"] = "NCHW",
+        intermediates_only: bool = False,
+    ):
+        """Features after chosen blocks; arguments and results mean what timm's do.
+
+        Args:
+            images: ``(B, 3, H, W)``.
+            indices: blocks, negative from the end; an int n for the last n; None for all.
+            return_prefix_tokens: pair every map with its class token ``(B, 1, D)``, if there is one.
+            norm: apply the final norm to every map.
+            stop_early: do not run the blocks after the last one asked for.
+            output_fmt: maps ``(B, D, h, w)`` or patch tokens ``(B, L, D)``.
+            intermediates_only: leave out the final tokens.
+
+        Returns:
+            The final tokens ``(B, 1 + L, D)`` and the list of maps, or the list alone.
+
+        Raises:
+            ValueError: for a block that does not exist or an unknown format.
+        """
+        if output_fmt not in ("NCHW", "NLC"):
+            raise ValueError(f"output_fmt must be NCHW or NLC, got {output_fmt!r}.")
+        depth = len(self.blocks)
+        wanted = range(depth) if indices is None else range(depth)[-indices:] if isinstance(indices, int) else indices
+        bad = [i for i in wanted if not -depth <= i < depth]
+        if bad:
+            raise ValueError(f"indices {bad} do not exist in an encoder of {depth} blocks.")
+        keep = [i % depth for i in wanted]
+        x, grid = self.embed(images)
+        terms = self.relative_terms(grid)
+        intermediates = []
+        for i in range(max(keep, default=-1) + 1 if stop_early else depth):
+            x = run_blocks([self.blocks[i]], x, [terms[i]], self.grad_checkpointing, grid)
+            if i in keep:
+                intermediates.append(self.norm(x) if norm else x)
+        maps = [y[:, self.num_prefix_tokens :] for y in intermediates]
+        if output_fmt == "NCHW":
+            maps = [y.transpose(1, 2).reshape(len(y), -1, *grid) for y in maps]
+        if return_prefix_tokens and self.num_prefix_tokens:
+            maps = [(y, tokens[:, :1]) for y, tokens in zip(maps, intermediates, strict=True)]
+        return maps if intermediates_only else (self.norm(x), maps)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute blocks in the backward pass (timm's name)."""
+        self.grad_checkpointing = enable
+
+    def no_weight_decay(self) -> set[str]:
+        """Parameters that fine-tuning recipes do not decay, beside 1-D tensors (timm's name; its BEiT's choice)."""
+        biases = {name for name, _ in self.named_parameters() if name.endswith("relative_position_bias_table")}
+        return {"pos_embed", "cls_token"} | biases
+
+    def layer_depth(self, name: str) -> tuple[int, int]:
+        """Depth of a parameter for layer-wise learning-rate decay, and the number of depths.
+
+        0 for tokens, positions and the patch embedding, i + 1 for block i, depth + 1 for what follows the blocks.
+
+        Raises:
+            KeyError: if the encoder has no such parameter.
+        """
+        if name not in dict(self.named_parameters()):
+            raise KeyError(f"{name!r} is not a parameter of the encoder.")
+        last = len(self.blocks) + 1
+        if name.startswith(("cls_token", "pos_embed", "patch_embed.")):
+            return 0, last + 1
+        if name.startswith("blocks."):
+            return int(name.split(".")[1]) + 1, last + 1
+        return last, last + 1
+
+
+def resample_pos_embed(pos_embed: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+    """Learned positions ``(1, 1 + h * w, D)`` of grid `old` for grid `new`, like timm's ``resample_abs_pos_embed``."""
+    cls, patches = pos_embed[:, :1], pos_embed[:, 1:]
+    image = patches.float().reshape(1, *old, -1).permute(0, 3, 1, 2)
+    image = F.interpolate(image, size=new, mode="bicubic", antialias=True)
+    return torch.cat([cls, image.flatten(2).transpose(1, 2).to(cls.dtype)], dim=1)
+
+
+@cached_table
+def _resampled_sincos(
+    old: tuple[int, int], new: tuple[int, int], dim: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    with torch.inference_mode(False), torch.no_grad():
+        table = sincos_table(*old, dim, torch.float32, device)
+        return (table if old == new else resample_pos_embed(table, old, new)).to(dtype)
+
+
+def _pair(size: Size) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (size[0], size[1])

@@ -1,0 +1,1 @@
+"""Suites: declared runs, their expansion and execution."""

@@ -1,0 +1,317 @@
+"""Command line of `tools/benchmark.py`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import DictAction
+from rich.console import Console
+from rich.table import Table as TerminalTable
+from rich.text import Text
+
+from adpe.errors import UserError, print_error
+from adpe.files import ROOT, atomic_write
+from adpe.leaderboard import claims, readme
+from adpe.leaderboard.collect import collect
+from adpe.leaderboard.compare import compare, select
+from adpe.leaderboard.metafile import write_metafiles
+from adpe.leaderboard.published import read_published
+from adpe.leaderboard.ranking import Leaderboard, build_leaderboard
+from adpe.leaderboard.records import read_records
+from adpe.leaderboard.tables import print_terminal, to_csv, to_latex, to_markdown
+from adpe.suites.local_runner import changed_command, estimate, execute, finished_record
+from adpe.suites.slurm_runner import script_lines, submit
+from adpe.suites.suite import Run, Suite, expand
+from adpe.suites.suite_file import FOLDER, read_suite
+
+SUITES_DIR = "work_dirs/suites"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command. Returns the exit status: 0, 1 if something failed or is stale, 2 for a user's mistake."""
+    args = _parser().parse_args(arguments)
+    try:
+        return int(args.command(args, Console()))
+    except (UserError, OSError) as error:
+        print_error(error)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Suites, leaderboard and comparison of recorded runs.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, command: Any, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(command=command)
+        return sub
+
+    run = add("run", _run, "Execute a suite; what is finished is not repeated, what was interrupted goes on.")
+    run.add_argument("suite", help=f"a name in benchmarks/suites ({', '.join(_suites())}) or the path of a YAML file")
+    run.add_argument("--dry-run", action="store_true", help="print the commands from start to finish, and the cost")
+    run.add_argument("--work-dir", default=SUITES_DIR, help=f"folder of all suites' runs (default: {SUITES_DIR})")
+    run.add_argument("--gpus", type=_positive, help="of every run, instead of the suite's")
+    run.add_argument("--jobs", type=_positive, default=1, help="runs at a time")
+    run.add_argument("--seeds", type=int, nargs="+", default=[], help="only these of the suite's seeds")
+    run.add_argument("--slurm", metavar="PARTITION", help="submit batch jobs instead of starting processes")
+    run.add_argument("--gpus-per-node", type=_positive, default=8)
+    for name, text in (("pretraining", "every pretraining"), ("task", "every transfer")):
+        run.add_argument(f"--{name}-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help=f"for {text}")
+
+    prepare = add("prepare", _prepare, "Write the data that a suite brings itself; `run` does it too.")
+    prepare.add_argument("suite")
+    prepare.add_argument("--work-dir", default=SUITES_DIR)
+
+    def add_records(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--records", nargs="+", metavar="PATH", help="record files, or folders to look for them; "
+                         "default: benchmarks/records and work_dirs/suites")  # fmt: skip
+
+    for name, command, text in (
+        ("table", _table, "The leaderboard as text."),
+        ("page", _page, "The leaderboard as one HTML file."),
+    ):
+        sub = add(name, command, text)
+        add_records(sub)
+        sub.add_argument("--baseline", default="random", help='a start, method or row "method (start)" to compare with')
+        sub.add_argument("--no-published", action="store_true", help="only our runs")
+        if name == "table":
+            sub.add_argument("--format", choices=["terminal", "markdown", "csv", "latex"], default="terminal")
+        sub.add_argument("--out", required=name == "page", help="file to write")
+
+    sub = add("compare", _compare, "Whether A differs from B, and how sure that is, in words.")
+    sub.add_argument("a", help='a run, a row "method (start)", a method, a run\'s folder or a record file')
+    sub.add_argument("b")
+    sub.add_argument("--resamples", type=_positive, default=1000, help="of the bootstrap over images")
+    add_records(sub)
+
+    sub = add("check", _check, "Which published rows we claim to reproduce, and whether we do.")
+    sub.add_argument("suites", nargs="*", help="all if none is given")
+    add_records(sub)
+
+    sub = add("metafile", _metafile, "OpenMMLab's metafile.yml and model-index.yml.")
+    sub.add_argument("--out", required=True, help="folder to write them to")
+    add_records(sub)
+
+    sub = add("collect", _collect, "Copy the records of a suite's runs to benchmarks/records, to be committed.")
+    sub.add_argument("folder", help="of the suite's runs, such as work_dirs/suites/small")
+    sub.add_argument("--out", help="file to add them to; default: benchmarks/records/NAME OF THE FOLDER.jsonl")
+
+    sub = add("readme", _readme, "Write the tables of README.md anew.")
+    sub.add_argument("--check", action="store_true", help="only tell whether they are up to date (status 1 if not)")
+    return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return number
+
+
+def _suites() -> list[str]:
+    return sorted(file.stem for file in FOLDER.glob("*.yaml"))
+
+
+def _enter(work_dir: str, suite: Suite) -> Path:
+    """Go to the root of the repository, where the commands run. Returns the folder of the suite's runs from there."""
+    folder = Path(work_dir).resolve() / suite.name
+    os.chdir(ROOT)
+    return folder.relative_to(ROOT) if folder.is_relative_to(ROOT) else folder
+
+
+def _run(args: argparse.Namespace, console: Console) -> int:
+    suite = read_suite(args.suite)
+    folder = _enter(args.work_dir, suite)
+    runs = expand(
+        suite,
+        folder,
+        gpus=args.gpus,
+        seeds=args.seeds,
+        pretraining_options=args.pretraining_options,
+        task_options=args.task_options,
+    )
+    if args.dry_run:
+        _print_plan(suite, runs, folder, args)
+        return 0
+    if suite.data:
+        _write_data(suite, folder, console)
+    if args.slurm:
+        for line in submit(runs, folder, args.slurm, args.gpus_per_node):
+            console.print(line, soft_wrap=True, highlight=False)
+        return 0
+    for line in estimate(runs, folder):
+        console.print(line, soft_wrap=True, highlight=False)
+    done = execute(runs, folder, jobs=args.jobs, console=console)
+    return 0 if done else 1
+
+
+def _print_plan(suite: Suite, runs: Sequence[Run], folder: Path, args: argparse.Namespace) -> None:
+    """The plan on stdout as a shell script: comments and commands, unwrapped."""
+    text = textwrap.fill(suite.text, 118, initial_indent="# ", subsequent_indent="# ")
+    print(f"# {suite.title}\n{text}\n# In the root of the repository, start to finish:\n")
+    if suite.data:
+        print(shlex.join(["python", "tools/benchmark.py", "prepare", args.suite, "--work-dir", args.work_dir]))
+    if args.slurm:
+        print("\n".join(script_lines(runs, folder, args.slurm, args.gpus_per_node)))
+    else:
+        for run in runs:
+            record = finished_record(run, folder)
+            before = changed_command(run, folder) if record else None
+            state = "  # finished" + (f", but as: {before}" if before else "") if record else ""
+            print(shlex.join(run.command(folder)) + state)
+    print()
+    for claim in suite.claims:
+        values = claim.published["metrics"]
+        expected = ", ".join(f"{name} {values[name]:g} ± {tolerance:g}" for name, tolerance in claim.tolerance.items())
+        kind, at = claim.published["kind"], ", ".join(f"{name} {value:g}" for name, value in claim.point.items())
+        where = f"{claim.task} at {at}" if at else claim.task
+        print(f"# expected of {claim.method}, {where}: {expected} ({kind}: {claim.published['source']})")
+    for published, reason in suite.missing:
+        values = ", ".join(f"{name} {value:g}" for name, value in published["metrics"].items())
+        print(f"# not run: {published['method']}, {values} ({published['source']}): {reason}")
+    print("# cost: " + "\n# ".join(estimate(runs, folder)))
+
+
+def _prepare(args: argparse.Namespace, console: Console) -> int:
+    suite = read_suite(args.suite)
+    if not suite.data:
+        console.print(f"Suite {suite.name} brings no data; its configs say where they look for them.")
+        return 0
+    _write_data(suite, _enter(args.work_dir, suite), console)
+    return 0
+
+
+def _write_data(suite: Suite, folder: Path, console: Console) -> None:
+    from adpe.data.scenes import write_scenes
+
+    data = suite.data or {}
+    root = write_scenes(folder / "data", data["train"], data["val"], data["unlabelled"], data["size"])
+    console.print(f"Data: {root}", soft_wrap=True, highlight=False)
+
+
+def _records(args: argparse.Namespace) -> tuple[list[tuple[dict[str, Any], Path]], list[str]]:
+    """Records with the folder of each run, every record once, and what is wrong with the other lines."""
+    paths = [Path(path) for path in args.records or [readme.RECORDS, ROOT / SUITES_DIR]]
+    files: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            collected = sorted(path.rglob("records.jsonl")) + sorted(path.glob("*.jsonl"))
+            # A run's own file repeats a line of its suite's, unless it belongs to none.
+            files += collected or sorted(path.rglob("record.jsonl"))
+        elif path.is_file():
+            files.append(path)
+        elif args.records:
+            raise UserError(f"--records {path} does not exist.")
+    records: list[tuple[dict[str, Any], Path]] = []
+    faults: list[str] = []
+    for file in dict.fromkeys(file.resolve() for file in files):
+        found, wrong = read_records(file)
+        faults += wrong
+        # A shared pretraining stands in the file of every suite that uses it.
+        records += [(one, _run_folder(file, one)) for one in found if all(one != known for known, _ in records)]
+    return records, faults
+
+
+def _run_folder(file: Path, record: dict[str, Any]) -> Path:
+    folder = file.parent / str(record["run"])
+    return folder if folder.is_dir() else file.parent
+
+
+def _board(args: argparse.Namespace) -> tuple[Leaderboard, list[tuple[dict[str, Any], Path]], list[dict[str, Any]]]:
+    records, faults = _records(args)
+    published = [] if args.no_published else read_published()
+    board = build_leaderboard(
+        [record for record, _ in records], baseline=args.baseline, published=published, faults=faults
+    )
+    return board, records, published
+
+
+def _table(args: argparse.Namespace, console: Console) -> int:
+    board, _, _ = _board(args)
+    if not board.tables:
+        raise UserError("there is nothing to show: no records and no published rows.")
+    if args.format == "terminal" and not args.out:
+        print_terminal(board, console)
+        return 0
+    formats = {"markdown": to_markdown, "csv": to_csv, "latex": to_latex}
+    if args.format == "terminal":
+        raise UserError("--out needs --format markdown, csv or latex.")
+    text = formats[args.format](board)
+    if args.out:
+        with atomic_write(args.out) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    else:
+        sys.stdout.write(text)
+    return 0
+
+
+def _page(args: argparse.Namespace, console: Console) -> int:
+    from adpe.leaderboard.html.report import write_report
+
+    board, records, published = _board(args)
+    write_report(args.out, board, records, published)
+    console.print(f"Page: {args.out}", soft_wrap=True, highlight=False)
+    return 0
+
+
+def _compare(args: argparse.Namespace, console: Console) -> int:
+    found, faults = _records(args)
+    records = [record for record, _ in found]
+    for line in compare(select(args.a, records), select(args.b, records), resamples=args.resamples):
+        console.print(Text(line))
+    for fault in faults:
+        console.print(Text(f"Reported: {fault}", style="yellow"))
+    return 0
+
+
+def _check(args: argparse.Namespace, console: Console) -> int:
+    suites = [read_suite(name) for name in args.suites or _suites()]
+    found, faults = _records(args)
+    verdicts = claims.check_claims(suites, [record for record, _ in found])
+    grid = TerminalTable()
+    styles = {claims.PASS: "green", claims.FAIL: "red", claims.NOT_RUN: "dim"}
+    for title in claims.HEADER:
+        grid.add_column(title, overflow="fold")
+    for verdict, cells in zip(verdicts, claims.lines(verdicts), strict=True):
+        grid.add_row(*map(Text, cells), style=styles[verdict.state])
+    console.print(grid)
+    for line in claims.sources(verdicts):
+        console.print(Text(line, style="dim"))
+    counts = {state: sum(item.state == state for item in verdicts) for state in styles}
+    console.print(", ".join(f"{count} {state}" for state, count in counts.items()))
+    for fault in faults:
+        console.print(Text(f"Reported: {fault}", style="yellow"))
+    return 1 if counts[claims.FAIL] else 0
+
+
+def _metafile(args: argparse.Namespace, console: Console) -> int:
+    found, _ = _records(args)
+    for path in write_metafiles([record for record, _ in found], Path(args.out)):
+        console.print(str(path), soft_wrap=True, highlight=False)
+    return 0
+
+
+def _collect(args: argparse.Namespace, console: Console) -> int:
+    folder = Path(args.folder)
+    target = Path(args.out) if args.out else readme.RECORDS / f"{folder.resolve().name}.jsonl"
+    added, known, faults = collect(folder, target)
+    console.print(f"{target}: {added} of {known} records added.", soft_wrap=True, highlight=False)
+    for fault in faults:
+        console.print(Text(f"Reported: {fault}", style="yellow"))
+    return 0
+
+
+def _readme(args: argparse.Namespace, console: Console) -> int:
+    path = ROOT / "README.md"
+    if readme.update(path, check=args.check):
+        console.print("README.md is up to date.")
+        return 0
+    console.print("README.md is stale: run tools/benchmark.py readme." if args.check else "README.md was rewritten.")
+    return 1 if args.check else 0

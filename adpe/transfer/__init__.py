@@ -1,0 +1,1 @@
+"""Backbones, necks and heads in mmsegmentation and mmdetection."""

@@ -1,0 +1,102 @@
+"""Files of published rows: what is read, which faults are named, and that the committed ones are sound."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from adpe.errors import UserError
+from adpe.leaderboard.published import read_published
+from adpe.leaderboard.tasks import METRICS
+
+YAML = """
+- id: mae
+  method: MAE
+  backbone: ViT-B/16
+  pretraining: {data: ImageNet-1K, epochs: 1600}
+  task: segmentation
+  dataset: scenes
+  protocol: {head: UperNet, crop: 512, schedule: 160k iterations, batch: null, scales: single}
+  extra_data: none
+  metrics: {mIoU: 48.1}
+  kind: published
+  source: a paper, table 5
+"""
+
+
+def test_published_files_are_read(tmp_path: Path) -> None:
+    (tmp_path / "segmentation.yaml").write_text(YAML)
+    assert read_published(tmp_path) == [
+        {
+            "id": "mae",
+            "method": "MAE",
+            "backbone": "ViT-B/16",
+            "pretraining": {"data": "ImageNet-1K", "epochs": 1600},
+            "task": "segmentation",
+            "dataset": "scenes",
+            "protocol": {
+                "head": "UperNet",
+                "crop": 512,
+                "schedule": "160k iterations",
+                "batch": None,
+                "scales": "single",
+            },
+            "extra_data": "none",
+            "metrics": {"mIoU": 48.1},
+            "kind": "published",
+            "source": "a paper, table 5",
+        }
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (YAML.replace("kind: published", "kind: heard"), "row 1: kind 'heard' is none of published, implied, quoted"),
+        (YAML.replace("task: segmentation", "task: naps"), "row 1: task 'naps' is none of segmentation"),
+        (YAML.replace("  source: a paper, table 5\n", ""), "row 1: 'source' must be text and not empty, found None"),
+        (YAML.replace("  extra_data: none\n", ""), "row 1: 'extra_data' must be text and not empty"),
+        (YAML.replace("crop: 512, ", ""), "row 1: protocol must have head, crop, schedule, batch, scales, found head"),
+        (YAML.replace("epochs: 1600", "length: 1600"), "row 1: pretraining must have data, epochs, found data, length"),
+        (YAML.replace("head: UperNet", "head: null"), "row 1: protocol.head must be text"),
+        (YAML.replace("48.1", ".nan"), "row 1: metric mIoU must be a finite number, found nan"),
+        (YAML.replace("kind:", "sort:"), "row 1: unknown key 'sort'"),
+        (YAML + YAML, "row 2: the same method and protocol as .*row 1"),
+        (YAML + YAML.replace("512", "640"), "row 2: 'id mae' is that of .*row 1"),
+        ("method: MAE", "expected a list of rows, found dict"),
+        ("- [", "not valid YAML"),
+        ("- !!python/object/apply:os.system ['touch owned']", "line 1: not valid YAML: .*nothing is executed"),
+    ],
+)
+def test_faults_of_published_files_are_named(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "rows.yaml").write_text(text)
+    with pytest.raises(UserError, match=f"rows.yaml.*{message}"):
+        read_published(tmp_path)
+
+
+def test_the_committed_rows_are_sound() -> None:
+    entries = read_published()
+    by_dataset = {name: [e for e in entries if e["dataset"] == name] for name in ("ADE20K", "COCO", "ImageNet-1K")}
+    assert sum(map(len, by_dataset.values())) == len(entries)
+    assert all(len(rows) >= 40 for rows in by_dataset.values())
+    for entry in entries:
+        # A paper's table or a file of a repository, not a memory.
+        assert re.search(r"table|README|\.md|repository|abstract|leaderboard page|notes on", entry["source"]), entry
+        for name, value in entry["metrics"].items():
+            assert name in METRICS and 10 < value < 100, entry
+    methods = {entry["method"].split(" ")[0].rstrip(",") for entry in entries}
+    assert {"MAE", "MAE+", "AdPE", "BEiT", "CAE", "MIMDet", "SelfPatch", "MFM", "SemMAE", "iBOT", "DINO", "MoCo", "GC",
+            "SP-ViT", "EVA-02"} <= methods  # fmt: skip
+
+
+def test_what_the_abstract_implies_is_called_so() -> None:
+    adpe = {e["id"]: e for e in read_published() if e["method"].startswith("AdPE")}
+    ade20k, coco = adpe["adpe-vitb-ade20k"], adpe["adpe-vitb-coco"]
+    assert (ade20k["kind"], ade20k["metrics"]) == ("implied", {"mIoU": 50.7})
+    assert (coco["kind"], coco["metrics"]) == ("implied", {"bbox_mAP": 53.5, "segm_mAP": 46.5})
+    assert {e["kind"] for name, e in adpe.items() if "imagenet" in name} == {"published"}
+    # The baseline under AdPE's sums is Mask R-CNN with an FPN; ViTDet's two detectors are rows of their own.
+    heads = {e["id"]: e["protocol"]["head"] for e in read_published() if e.get("id", "").startswith("mae-vitb-coco")}
+    assert len(set(heads.values())) == 3

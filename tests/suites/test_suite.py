@@ -1,0 +1,237 @@
+"""Suites: what a file may hold, the runs that follow from it, and the committed ones."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from adpe.errors import UserError
+from adpe.files import ROOT
+from adpe.suites.slurm_runner import batch_command, script_lines
+from adpe.suites.suite import Run, expand, option_text
+from adpe.suites.suite_file import FOLDER, read_suite
+
+MINIMAL: dict[str, Any] = {
+    "title": "Two methods",
+    "gpus": 8,
+    "seeds": [0, 1],
+    "methods": [
+        {"name": "MAE", "pretraining": "configs/pretrain/mae_vitb_1600e.py", "epochs": 1600},
+        {"name": "random start"},
+    ],
+    "tasks": [
+        {
+            "name": "upernet",
+            "config": "configs/ade20k_upernet_vitb.py",
+            "sweep": {"lr": ["1e-4", 2e-4]},
+            "reported": {"lr": "2e-4"},
+            "sweep_seeds": [0],
+        }
+    ],
+    "claims": [
+        {
+            "method": "MAE", "task": "upernet", "reproduces": "mae-vitb-ade20k-mmseg", "tolerance": {"mIoU": 1.0},
+            "tolerance_source": "a thread",
+        }
+    ],
+}  # fmt: skip
+
+
+def write(folder: Path, **changes: Any) -> Path:
+    path = folder / "two.yaml"
+    path.write_text(yaml.safe_dump({**MINIMAL, **changes}))
+    return path
+
+
+def first(key: str, **changes: Any) -> dict[str, Any]:
+    items = json.loads(json.dumps(MINIMAL[key]))
+    items[0].update(changes)
+    return {key: items}
+
+
+def test_runs_of_a_suite(tmp_path: Path) -> None:
+    runs = expand(read_suite(write(tmp_path)), Path("runs/two"))
+    # Every seed at the reported point, the other point with the first seed only; pretraining before what needs it.
+    assert [run.name for run in runs] == [
+        "mae/pretraining/seed0",
+        "mae/upernet/lr-0.0001/seed0",
+        "mae/upernet/lr-0.0002/seed0",
+        "mae/pretraining/seed1",
+        "mae/upernet/lr-0.0002/seed1",
+        "random-start/upernet/lr-0.0001/seed0",
+        "random-start/upernet/lr-0.0002/seed0",
+        "random-start/upernet/lr-0.0002/seed1",
+    ]
+    run = runs[4]
+    assert (run.needs, run.seed, run.sweep) == ("mae/pretraining/seed1", 1, "lr 0.0002")
+    assert run.command(Path("runs/two")) == [
+        "tools/dist_train.sh", "configs/ade20k_upernet_vitb.py", "8", "--work-dir",
+        "runs/two/mae/upernet/lr-0.0002/seed1", "--seed", "1", "--resume", "--cfg-options", "lr=0.0002",
+        "pretrained=runs/two/mae/pretraining/seed1/encoder.safetensors", "record.suite=two",
+        "record.run=mae/upernet/lr-0.0002/seed1", "record.method=MAE", "record.start=pretrained",
+        "record.sweep=lr%200.0002", "record.pretraining_epochs=1600", "record_file=runs/two/records.jsonl",
+    ]  # fmt: skip
+    random = runs[-1]
+    assert random.needs is None and random.options["record.start"] == "random" and "pretrained" not in random.options
+    (alone,) = [
+        run for run in expand(read_suite(write(tmp_path)), Path("x"), gpus=1, seeds=[1]) if run.task == "pretraining"
+    ]
+    assert alone.command(Path("x"))[:3] == ["python", "tools/train.py", "configs/pretrain/mae_vitb_1600e.py"]
+
+
+def test_one_pretraining_for_all_seeds_and_suites(tmp_path: Path) -> None:
+    path = write(tmp_path, pretraining_seeds=[0], shared_pretraining="vitb")
+    runs = expand(read_suite(path), Path("runs/two"), task_options={"data_root": "/d"})
+    pretraining = [run for run in runs if run.task == "pretraining"]
+    assert [run.name for run in pretraining] == ["mae/pretraining/seed0"]
+    assert pretraining[0].work_dir(Path("runs/two")) == Path("runs/vitb/mae/pretraining/seed0")
+    assert "record_file=runs/vitb/records.jsonl" in pretraining[0].arguments(Path("runs/two"))
+    assert pretraining[0].options["record.suite"] == "vitb" and "data_root" not in pretraining[0].options
+    starts = {run.options.get("pretrained") for run in runs if run.method == "MAE" and run.task == "upernet"}
+    assert starts == {"runs/vitb/mae/pretraining/seed0/encoder.safetensors"}
+    assert all(run.options["data_root"] == "/d" for run in runs if run.task == "upernet")
+
+
+def test_values_as_options() -> None:
+    assert [option_text(v) for v in (5e-5, True, None, [1, "a"], 512, "x y")] == [
+        "5e-05", "True", "None", '[1,"a"]', "512", "x y",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (first("methods", pretraining="configs/pretrain/mae_vitb_1600.py"),
+         r"methods\[0\]: pretraining: config 'configs/pretrain/mae_vitb_1600.py' does not exist. Did you mean .*1600e"),
+        (first("tasks", config="configs/none.py"), r"tasks\[0\]: config: config 'configs/none.py' does not exist"),
+        (first("tasks", config=None), r"tasks\[0\]: config: config None does not exist"),
+        ({"seeds": None}, r"seeds must be a list of seeds such as \[0, 1, 2\], found None"),
+        ({"seeds": []}, "seeds must be a list"),
+        ({"seeds": [0, 0]}, "seeds has a seed twice"),
+        ({"seeds": [0, "1"]}, "seeds must be a list"),
+        ({"gpus": 0}, "gpus must be a positive number, found 0"),
+        ({"title": ""}, "title must be text"),
+        ({"metods": []}, "unknown key 'metods'; known are methods"),
+        ({"methods": []}, "methods is missing"),
+        ({"methods": {"name": "MAE"}}, "methods must be a list, found dict"),
+        ({"methods": [{"name": "MAE+"}, {"name": "mae plus"}], "claims": []}, "methods has 'mae-plus' twice"),
+        ({"methods": [{"name": "a,b"}], "claims": []}, "may have letters, digits, spaces"),
+        (first("methods", checkpoint="x.pth"), "pretraining and checkpoint exclude each other"),
+        (first("methods", options={"model": {"a": 1}}), "options.model must be a plain value"),
+        (first("tasks", sweep={"lr": []}), "sweep.lr must be a list of numbers"),
+        (first("tasks", sweep={"lr": [".nan"]}), "sweep.lr must be a positive number"),
+        (first("tasks", reported={"lr": 3e-4}), "is no point of the sweep"),
+        (first("tasks", sweep_seeds=[7]), r"sweep_seeds \[7\] are not among the suite's seeds"),
+        (first("claims", method="BEiT"), r"claims\[0\]: method 'BEiT' is unknown; there are"),
+        (first("claims", reproduces="mae-vitb-ade"), "reproduces 'mae-vitb-ade' is unknown; there are mae-vitb-ade20k"),
+        (first("claims", tolerance={"mAP": 1.0}), "tolerance: unknown key 'mAP'"),
+        (first("claims", tolerance={"mIoU": float("nan")}), "tolerance.mIoU must be a positive number"),
+        (first("claims", tolerance_source=None), "tolerance_source must be text"),
+        (first("claims", at={"lr": 1.0}), "is no point of the sweep of upernet"),
+        ({"data": {"scenes": {"train": 5}}}, "data.scenes.val must be a positive number"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=rf"two\.yaml.*{message}"):
+        read_suite(write(tmp_path, **changes))
+
+
+def test_unknown_suites_and_code_in_yaml(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"suite adpe_ade does not exist\. There are: adpe_ade20k"):
+        read_suite("adpe_ade")
+    path = tmp_path / "code.yaml"
+    path.write_text(f"title: !!python/object/apply:os.system ['touch {tmp_path}/owned']\n")
+    with pytest.raises(UserError, match=r"code\.yaml, line 1: not valid YAML: .*nothing is executed"):
+        read_suite(path)
+    assert not (tmp_path / "owned").exists()
+    path.write_text("- a\n")
+    with pytest.raises(UserError, match="expected a mapping, found list"):
+        read_suite(path)
+    with pytest.raises(UserError, match="suite two has no seed 5; it has 0, 1"):
+        expand(read_suite(write(tmp_path)), Path("x"), seeds=[5])
+
+
+@pytest.mark.parametrize("name", sorted(file.stem for file in FOLDER.glob("*.yaml")))
+def test_committed_suites(name: str) -> None:
+    from mmengine.config import Config
+
+    suite = read_suite(name)
+    runs = expand(suite, Path("work_dirs/suites") / name)
+    assert len({run.name for run in runs}) == len(runs) >= 2 * len(suite.methods) - 1
+    for method in suite.methods:
+        if method.pretraining:
+            cfg = Config.fromfile(ROOT / method.pretraining, import_custom_modules=False)
+            assert method.options.get("epochs", cfg.train_cfg.max_epochs) == method.epochs, method.name
+            position, adversary = cfg.model.get("position", "absolute"), cfg.model.get("adversary")
+            position = method.options.get("model.position", position)
+            adversary = method.options.get("model.adversary", adversary)
+            expected = "relative_interpolated" if (position, adversary) == ("relative", "coordinate") else position
+            given = method.transfer.get("position", method.transfer.get("model.backbone.position", "absolute"))
+            assert not suite.tasks or given == expected, method.name
+    for claim in suite.claims:
+        datasets = {"adpe_ade20k": "ADE20K", "adpe_coco": "COCO", "adpe_imagenet": "ImageNet-1K"}
+        assert claim.published["dataset"] == datasets[name.removesuffix("_vitl")]
+        assert set(claim.tolerance) <= set(claim.published["metrics"])
+
+
+def test_the_sweep_of_ade20k_is_the_declared_one() -> None:
+    suite = read_suite("adpe_ade20k")
+    assert [point["lr"] for point in suite.tasks[0].points] == [5e-5, 1e-4, 2e-4, 3e-4]
+    runs = [run for run in expand(suite, Path("w")) if run.method == "AdPE RPE coordinate" and run.task == "upernet"]
+    assert sorted((run.sweep, run.seed) for run in runs if run.sweep != "lr 0.0002") == [
+        ("lr 0.0001", 0), ("lr 0.0003", 0), ("lr 5e-05", 0),
+    ]  # fmt: skip
+    assert [run.seed for run in runs if run.sweep == "lr 0.0002"] == [0, 1, 2]
+    both = {task.name: task.config for task in read_suite("adpe_coco").tasks}
+    assert {"maskrcnn", "cascade"} <= {name.split(" ")[0] for name in both}
+
+
+def test_batch_jobs_wait_for_their_pretraining(tmp_path: Path) -> None:
+    runs = expand(read_suite(write(tmp_path)), Path("runs/two"), gpus=16, seeds=[0])
+    command = batch_command(runs[1], Path("runs/two"), "gpu", 8, "77", "python")
+    assert {"--partition=gpu", "--nodes=2", "--ntasks-per-node=8", "--gres=gpu:8", "--dependency=afterok:77"} <= set(
+        command
+    )
+    script = command[-1]
+    assert script.startswith(
+        "srun --kill-on-bad-exit=1 python -u tools/train.py configs/ade20k_upernet_vitb.py --launcher slurm"
+    )
+    assert "record.sweep=lr%200.0001" in script and "--resume" in script
+    lines = script_lines(runs, Path("runs/two"), "gpu", 8)
+    assert (
+        "job_mae_pretraining_seed0=$(sbatch" in lines[0]
+        and "--dependency=afterok:$job_mae_pretraining_seed0" in lines[1]
+    )
+
+
+def test_submitting_is_resumable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from adpe.suites.slurm_runner import submit
+
+    tools, jobs = tmp_path / "bin", tmp_path / "jobs"
+    tools.mkdir()
+    (tools / "sbatch").write_text(f'#!/bin/sh\nprintf "%s\\n" "$*" >> {jobs}\nwc -l < {jobs}\n')
+    (tools / "squeue").write_text('#!/bin/sh\ncase "$3" in 1) echo RUNNING ;; *) exit 1 ;; esac\n')
+    for tool in tools.iterdir():
+        tool.chmod(0o755)
+    folder = tmp_path / "runs"
+    runs: list[Run] = expand(read_suite(write(tmp_path)), folder, seeds=[0])[:2]
+    monkeypatch.setenv("PATH", str(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match="sbatch is not there: --slurm needs Slurm"):
+        submit(runs, folder, "gpu", 8)
+    monkeypatch.setenv("PATH", f"{tools}:/usr/bin:/bin")
+    assert submit(runs, folder, "gpu", 8) == [
+        "submitted mae/pretraining/seed0 (job 1)",
+        "submitted mae/upernet/lr-0.0001/seed0 (job 2)",
+    ]
+    # Job 1 is still in the queue, job 2 is gone without a record.
+    assert submit(runs, folder, "gpu", 8) == [
+        "queued    mae/pretraining/seed0 (job 1)",
+        "submitted mae/upernet/lr-0.0001/seed0 (job 3)",
+    ]
+    submitted = [shlex.split(line) for line in jobs.read_text().splitlines()]
+    assert ["--dependency=afterok:1" in line for line in submitted] == [False, True, True]
