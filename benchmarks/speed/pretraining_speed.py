@@ -3,7 +3,8 @@
     python benchmarks/speed/pretraining_speed.py pretrain --model adpe_vit_base_patch16 --images 8 --crops 4 --size 112
     python benchmarks/speed/pretraining_speed.py transfer --depth 2 --steps 3
 
-`transfer` is described in transfer_speed.py. `pretrain` compares with a plain eager implementation: a step is forward, backward and the optimiser step of both players. For every variant both implementations first have to give
+`transfer` is described in transfer_speed.py. `pretrain` compares with a plain eager implementation: a step is
+forward, backward and the optimiser step of both players. For every variant both implementations first have to give
 the same loss and gradients in float32; then their steps alternate, and ratios are medians over such pairs, because
 machines drift. All contestants of a ratio compute in the same dtype unless its column names two.
 """

@@ -1,7 +1,7 @@
 """Compare the encoder in transfer with its peers: mmsegmentation's MAE, and ViTDet's attention as published.
 
     python benchmarks/speed/pretraining_speed.py transfer    # ViT-B, 512 and 1024 pixels
-    python benchmarks/speed/pretraining_speed.py transfer --depth 2 --steps 3 --global-blocks 1  # a minute or two on a CPU
+    python benchmarks/speed/pretraining_speed.py transfer --depth 2 --steps 3 --global-blocks 1  # minutes on a CPU
     python benchmarks/speed/pretraining_speed.py transfer --cases upernet maskrcnn --images 2  # training steps
 
 Both sides have the same weights and first have to give the same features and gradients in float32. A step is forward
