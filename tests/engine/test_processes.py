@@ -132,6 +132,7 @@ def interrupted(folder: Path, command: list[str], **values: object) -> tuple[int
         deadline = time.monotonic() + 250
         while not (folder / "w" / "seen.txt.0").exists() and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.05)
+        assert process.poll() is None, (folder / "log").read_text()
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does
         status = process.wait(120)
     return status, (folder / "log").read_text()

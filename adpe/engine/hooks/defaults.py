@@ -52,7 +52,7 @@ def complete_visualizer(cfg: Config) -> None:
     if cfg.get("visualizer") is None:
         cfg.visualizer = ConfigDict(type=specific, vis_backends=[ConfigDict(type="LocalVisBackend")])
     elif isinstance(cfg.visualizer, dict) and type_name(cfg.visualizer) in ("Visualizer", ""):
-        cfg.visualizer.type = specific
+        cfg.visualizer["type"] = specific
 
 
 def type_name(component: dict[str, Any]) -> str:
