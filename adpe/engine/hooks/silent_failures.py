@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from adpe.engine.unwrapped import unwrapped
 from adpe.errors import UserError
-from adpe.methods.adversary import Adversary
+from adpe.methods.base import PretrainingMethod
 
 # Of the initial learning rate: less than any warm-up begins with, more than schedules leave by rounding.
 _ZERO = 1e-12
@@ -130,7 +130,7 @@ class AdPEGradientGuard(Hook):
 
 @HOOKS.register_module()
 class AdPEAdversaryGuard(Hook):
-    """Stops a pretraining with an adversary that does not ascend (at the start) or does not move (after `steps`).
+    """Stops a pretraining whose ascending parameters do not ascend (at the start) or do not move (after `steps`).
 
     Args:
         steps: optimizer steps, with a learning rate past warm-up, in which the adversary must have moved.
@@ -142,7 +142,7 @@ class AdPEAdversaryGuard(Hook):
     def before_train(self, runner: Any) -> None:
         self.start: dict[str, Tensor] = {}
         self.moves = 0
-        parameters = dict(self._parameters(unwrapped(runner.model)))
+        parameters = self._parameters(runner)
         ascending = {
             id(parameter) for group in _groups(runner) if group.get("maximize") for parameter in group["params"]
         }
@@ -150,11 +150,11 @@ class AdPEAdversaryGuard(Hook):
         if wrong:
             raise UserError(
                 f"the adversary would not ascend: {_first(wrong)} in no group with maximize=True, or frozen. Use "
-                "optim_wrapper.constructor = 'AdversarialOptimWrapperConstructor', or adversary=None in the model. "
+                "optim_wrapper.constructor = 'AdPEPretrainingConstructor', or adversary=None in the model. "
                 f"{_off('adversary_guard')}"
             )
-        bounded = any(isinstance(m, Adversary) and m.norm is not None for m in unwrapped(runner.model).modules())
         # In a resumed run, a projected adversary may rest on its bound.
+        bounded = bool(parameters) and unwrapped(runner.model).model.ascent_is_bounded
         if not (bounded and runner.iter > 0):
             self.start = {name: value.detach().clone() for name, value in parameters.items()}
         ids = {id(value) for value in parameters.values()}
@@ -173,7 +173,7 @@ class AdPEAdversaryGuard(Hook):
             self._look(runner)
 
     def _look(self, runner: Any) -> None:
-        parameters = dict(self._parameters(unwrapped(runner.model)))
+        parameters = self._parameters(runner)
         still = [name for name, value in self.start.items() if torch.equal(value, parameters[name])]
         self.start = {}
         if still:
@@ -185,11 +185,10 @@ class AdPEAdversaryGuard(Hook):
             )
 
     @staticmethod
-    def _parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-        for prefix, module in model.named_modules():
-            if isinstance(module, Adversary):
-                for name, parameter in module.named_parameters():
-                    yield f"{prefix}.{name}", parameter
+    def _parameters(runner: Any) -> dict[str, nn.Parameter]:
+        """What the pretraining method says must ascend, by name; nothing in other trainings."""
+        method = getattr(unwrapped(runner.model), "model", None)
+        return method.ascending() if isinstance(method, PretrainingMethod) else {}
 
 
 @HOOKS.register_module()
