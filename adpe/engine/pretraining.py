@@ -17,8 +17,7 @@ from torch import Tensor
 from adpe.checkpoints.loading import save_checkpoint
 from adpe.data.multicrop import IMAGENET_MEAN, IMAGENET_STD, normalize_crops
 from adpe.engine.unwrapped import unwrapped
-from adpe.errors import UserError
-from adpe.methods.base import PretrainingMethod, Progress
+from adpe.methods.base import Progress
 from adpe.methods.factory import autoencoder_of, create_method
 
 
@@ -102,28 +101,6 @@ def training_progress() -> Progress:
         int(hub.get_info(key) or 0) for key in ("iter", "max_iters", "epoch", "max_epochs")
     )
     return Progress(iteration, max(iterations, 1), epoch, max(epochs, 1))
-
-
-@HOOKS.register_module()
-class AdPECollapseGuard(Hook):
-    """Stops a pretraining that has collapsed, as the method itself says.
-
-    Args:
-        interval: iterations between the questions.
-    """
-
-    def __init__(self, interval: int = 100) -> None:
-        self.interval = interval
-
-    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        method = getattr(unwrapped(runner.model), "model", None)
-        if isinstance(method, PretrainingMethod) and self.every_n_train_iters(runner, self.interval):
-            reason = method.collapse(training_progress())
-            if reason:
-                raise UserError(
-                    f"pretraining has collapsed at iteration {runner.iter + 1}: {reason} To continue regardless: "
-                    "--cfg-options default_hooks.collapse_guard=None."
-                )
 
 
 @HOOKS.register_module()

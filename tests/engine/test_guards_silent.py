@@ -22,7 +22,10 @@ from adpe.engine.hooks.silent_failures import _labels
 from adpe.engine.launch import test_main as evaluate
 from adpe.engine.launch import train_main
 
-GUARDS = ["finite_loss", "learning_rate_guard", "gradient_guard", "adversary_guard", "evaluation_guard", "label_guard"]
+GUARDS = [
+    "finite_loss", "learning_rate_guard", "gradient_guard", "adversary_guard", "collapse_guard", "evaluation_guard",
+    "label_guard",
+]  # fmt: skip
 
 
 @MODELS.register_module()

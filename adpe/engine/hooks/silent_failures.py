@@ -3,10 +3,11 @@
 ========================  ============================================================================  ==============
 default hook              fires when                                                                    it
 ========================  ============================================================================  ==============
-``finite_loss``           the loss is NaN or infinite (`adpe.engine.hooks.guards`)                            stops
+``finite_loss``           the loss is NaN or infinite (`adpe.engine.hooks.guards`)                        stops
 ``learning_rate_guard``   every learning rate is zero with optimizer steps still to come                stops
 ``gradient_guard``        parameters get no gradient in the first step, or are in no optimizer group    stops [#]_
 ``adversary_guard``       the adversary descends, is not optimised, or does not move                    stops
+``collapse_guard``        the method finds that it has collapsed: unused codes, a constant teacher      stops
 ``evaluation_guard``      a validation or test set is empty, or none of its metrics is a number         stops
 ``label_guard``           no label in the first pass over the training data; a class is never seen      stops; warns
 ========================  ============================================================================  ==============
@@ -30,6 +31,7 @@ from mmengine.optim import OptimWrapperDict
 from mmengine.registry import HOOKS
 from torch import Tensor, nn
 
+from adpe.engine.pretraining import training_progress
 from adpe.engine.unwrapped import unwrapped
 from adpe.errors import UserError
 from adpe.methods.base import PretrainingMethod
@@ -39,7 +41,7 @@ _ZERO = 1e-12
 
 
 def _off(name: str) -> str:
-    return f"To go on regardless: --cfg-options default_hooks.{name}=None."
+    return f"To continue regardless: --cfg-options default_hooks.{name}=None."
 
 
 def _first(names: Sequence[str], count: int = 8) -> str:
@@ -188,7 +190,29 @@ class AdPEAdversaryGuard(Hook):
     def _parameters(runner: Any) -> dict[str, nn.Parameter]:
         """What the pretraining method says must ascend, by name; nothing in other trainings."""
         method = getattr(unwrapped(runner.model), "model", None)
-        return method.ascending() if isinstance(method, PretrainingMethod) else {}
+        ascending = method.ascending() if isinstance(method, PretrainingMethod) else {}
+        return {f"model.{name}": parameter for name, parameter in ascending.items()}
+
+
+@HOOKS.register_module()
+class AdPECollapseGuard(Hook):
+    """Stops a pretraining that has collapsed, as the method itself says.
+
+    Args:
+        interval: iterations between the questions.
+    """
+
+    def __init__(self, interval: int = 100) -> None:
+        self.interval = interval
+
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        method = getattr(unwrapped(runner.model), "model", None)
+        if isinstance(method, PretrainingMethod) and self.every_n_train_iters(runner, self.interval):
+            reason = method.collapse(training_progress())
+            if reason:
+                raise UserError(
+                    f"pretraining has collapsed at iteration {runner.iter + 1}: {reason} {_off('collapse_guard')}"
+                )
 
 
 @HOOKS.register_module()
