@@ -219,7 +219,7 @@ def test_a_descending_adversary_is_stopped(tmp_path, capsys):
     status, error, _ = train(tmp_path, capsys, extra, by_epoch=True)
     assert status == 2
     assert "the adversary would not ascend: model.adversary.shift in no group with maximize=True, or frozen." in error
-    assert "AdversarialOptimWrapperConstructor" in error and "default_hooks.adversary_guard=None" in error
+    assert "AdPEPretrainingConstructor" in error and "default_hooks.adversary_guard=None" in error
 
 
 # Evaluation -----------------------------------------------------------------------------------------------------------
