@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
 
-from adpe.engine import precision  # noqa: F401  registers with mmengine
 from adpe.engine.config import check_files, mistake_in_config, read_config
 from adpe.engine.effective_batch import apply_effective_batch
 from adpe.engine.hooks.checkpointing import EXIT_PREEMPTED, latest_checkpoint, read_training_checkpoint
 from adpe.engine.hooks.recording import config_sha256
+from adpe.engine.precision import request_precision, settle_precision
 from adpe.engine.processes import EXIT_LOST, check_launcher, join, lost_process
 from adpe.engine.reproducible import make_reproducible
 from adpe.engine.runner import AdPERunner
@@ -120,7 +120,7 @@ def train(args: argparse.Namespace) -> AdPERunner:
         cfg.randomness.deterministic = True
         # cuBLAS asks for this before its first use.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    _set_precision(cfg, args.amp)
+    request_precision(cfg, args.amp)
     source = Config(cfg.to_dict(), filename=str(cfg.filename))
     seed = _find_resumed(cfg, args.resume)
     if seed is not None and seed != cfg.randomness.seed:
@@ -135,9 +135,11 @@ def train(args: argparse.Namespace) -> AdPERunner:
     batch = apply_effective_batch(cfg, processes)
     _fit_to_device(cfg, args.launcher)
     join(cfg, args.launcher)
+    precision = settle_precision(cfg)
     make_reproducible(cfg, cfg.randomness.seed, batch.accumulation)
     runner = AdPERunner.from_cfg(cfg)
-    runner.logger.info(str(batch))
+    for line in filter(None, (str(batch), precision)):
+        runner.logger.info(line)
     if runner.rank == 0:
         # As it was before this number of processes and this device were worked in, for running it again.
         source.dump(os.path.join(runner.work_dir, Path(source.filename).name))
@@ -194,15 +196,6 @@ def _config(args: argparse.Namespace) -> Config:
     return cfg
 
 
-def _set_precision(cfg: Config, amp_dtype: str | None) -> None:
-    if amp_dtype == "fp16":
-        if not torch.cuda.is_available():
-            raise UserError("--amp fp16 needs a GPU; on a CPU use --amp bf16.")
-        cfg.optim_wrapper.update(type="AmpOptimWrapper", dtype="float16")
-    elif amp_dtype == "bf16":
-        cfg.optim_wrapper.update(type="AdPEAutocastOptimWrapper", dtype="bfloat16")
-
-
 def _find_resumed(cfg: Config, resume: str | None) -> int | None:
     """Set the checkpoint to resume from, if any. Returns the seed of the run it comes from."""
     if resume is None:
@@ -221,6 +214,10 @@ def _find_resumed(cfg: Config, resume: str | None) -> int | None:
     if "iter" not in meta:
         raise UserError(f"{path} holds weights only; to start from them use --cfg-options load_from={path}.")
     cfg.load_from, cfg.resume = str(path), True
+    if cfg.get("precision") == "auto":
+        # Not measured anew: a resumed run gives what an uninterrupted one gives.
+        cfg.precision = meta.get("precision", "float32")
+        request_precision(cfg)
     return meta.get("seed")
 
 

@@ -14,6 +14,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from adpe.engine.hooks.checkpointing import read_training_checkpoint
+from adpe.engine.precision import precision_of
 from adpe.engine.reproducible import position, set_random_state
 from adpe.engine.unwrapped import unwrapped
 from adpe.errors import UserError
@@ -44,6 +45,8 @@ class AdPERunner(Runner):
         if not is_main_process():
             return
         path = Path(out_dir, filename)
+        # For a run that measures which precision to take, and is resumed.
+        kwargs["meta"] = {**(kwargs.get("meta") or {}), "precision": precision_of(self.cfg.get("optim_wrapper") or {})}
         try:
             with atomic_write(path) as temporary:
                 super().save_checkpoint(out_dir, temporary.name, *args, **kwargs)

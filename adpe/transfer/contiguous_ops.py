@@ -37,8 +37,8 @@ Attention, merge cells
 The guard takes every autograd function of ``mmcv.ops``, also those that neither framework uses, so that the list cannot
 fall behind mmcv; what is not an autograd function there is right or refuses.
 
-Hardly an operator has a kernel for bfloat16 (``expected scalar type Float but found BFloat16``), which autocast makes of
-maps and scores: the guarded functions compute in float32 and give maps back in the dtype that they came in.
+Hardly an operator has a kernel for bfloat16 (``expected scalar type Float but found BFloat16``), which maps and scores
+are under autocast: the guarded functions compute in float32 and give maps back in the dtype that they came in.
 """
 
 from __future__ import annotations
