@@ -20,6 +20,7 @@ from adpe.engine.hooks.checkpointing import EXIT_PREEMPTED, latest_checkpoint, r
 from adpe.engine.hooks.recording import config_sha256
 from adpe.engine.processes import EXIT_LOST, check_launcher, join, lost_process
 from adpe.engine.reproducible import make_reproducible
+from adpe.engine.resolved_protocol import swept_paths, task_protocol
 from adpe.engine.runner import AdPERunner
 from adpe.errors import UserError, print_error
 from adpe.files import atomic_write
@@ -131,12 +132,17 @@ def train(args: argparse.Namespace) -> AdPERunner:
     if cfg.get("record"):
         cfg.record.update(config=str(cfg.filename), config_sha256=config_sha256(source))
 
+    task, swept = None, []
+    if cfg.get("record") and os.environ.get("RANK", "0") == "0":
+        options = {**(args.cfg_options or {}), **({} if args.seed is None else {"seed": args.seed})}
+        task, swept = task_protocol(args.config, options), swept_paths(args.config, options, cfg)
     processes = int(os.environ["WORLD_SIZE"]) if args.launcher != "none" else 1
     batch = apply_effective_batch(cfg, processes)
     _fit_to_device(cfg, args.launcher)
     join(cfg, args.launcher)
     make_reproducible(cfg, cfg.randomness.seed, batch.accumulation)
     runner = AdPERunner.from_cfg(cfg)
+    runner.source = source, swept, task
     runner.logger.info(str(batch))
     if runner.rank == 0:
         # As it was before this number of processes and this device were worked in, for running it again.
