@@ -81,6 +81,15 @@ def test_loss_is_that_of_the_targets() -> None:
     mixed, targets = Mixup(**mixup, label_smoothing=0.1, num_classes=3)(images.clone(), data["label"])
     assert not torch.equal(mixed, images)
     torch.testing.assert_close(loss, -(targets * model(mixed).log_softmax(1)).sum(1).mean())
+    # One draw for every two images, as if two processes held them.
+    model.mixup_batch = 2
+    np.random.seed(0)
+    loss = model(images.clone(), data, mode="loss")["loss"]
+    np.random.seed(0)
+    draw = Mixup(**mixup, label_smoothing=0.1, num_classes=3)
+    parts = [draw(images[i : i + 2].clone(), data["label"][i : i + 2]) for i in range(0, len(images), 2)]
+    each = [-(targets * model(mixed).log_softmax(1)).sum(1).mean() for mixed, targets in parts]
+    torch.testing.assert_close(loss, torch.stack(each).mean())
     # Predictions are of the images as they are.
     scores = torch.stack([one["scores"] for one in model(images, data, mode="predict")])
     torch.testing.assert_close(scores, model(images).softmax(1).detach())
@@ -213,6 +222,12 @@ def test_mistakes_in_the_model() -> None:
     model = AdPEClassifier(**TINY, num_classes=3, mixup={"mixup_alpha": 1.0})
     with pytest.raises(UserError, match="holds 3 images at once"):
         model(torch.zeros(3, 3, 32, 32), samples(3), mode="loss")
+    model = AdPEClassifier(**TINY, num_classes=3, mixup={"mixup_alpha": 1.0}, mixup_batch=4)
+    with pytest.raises(UserError, match=r"model\.mixup_batch = 4 .* holds 6 at once"):
+        model(torch.zeros(6, 3, 32, 32), samples(6), mode="loss")
+    for mistake in ({"mixup_batch": 3, "mixup": {"mixup_alpha": 1.0}}, {"mixup_batch": 4}):
+        with pytest.raises(UserError, match="mixup_batch = "):
+            AdPEClassifier(**TINY, num_classes=3, **mistake)
 
 
 @pytest.fixture(scope="module")

@@ -348,7 +348,8 @@ def test_large_scale_jitter(tmp_path: Path) -> None:
             height, width = sizes[-1]
             assert ready["inputs"].shape == (1, 3, 1024, 1024)
             assert ready["inputs"][0, :, height:].abs().sum() == ready["inputs"][0, :, :, width:].abs().sum() == 0
-            assert ready["data_samples"][0].gt_instances.masks.masks.shape[1:] == (1024, 1024)
+            masks = ready["data_samples"][0].gt_instances.masks
+            assert (masks.height, masks.width) == (1024, 1024)
         tested = DATASETS.build(cfg.val_dataloader.dataset)[0]
         assert preprocess({"inputs": [tested["inputs"]], "data_samples": [tested["data_samples"]]})["inputs"].shape == (
             1, 3, 1024, 1024,
