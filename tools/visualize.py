@@ -29,14 +29,13 @@ from adpe.data.images import ImageSource
 from adpe.errors import UserError, print_error
 from adpe.methods.mae import MaskedAutoencoder
 from adpe.models.vit import VisionTransformer
+from adpe.viz.attention_maps import attention_maps, draw_attention
 from adpe.viz.predictions import read_scalars
 from adpe.viz.reconstructions import (
     IMAGENET_MEAN,
     IMAGENET_STD,
-    attention_weights,
     describe_reconstruction,
     draw_adversary,
-    draw_attention,
     draw_drift,
     draw_images,
     reconstruct,
@@ -162,7 +161,6 @@ def attention(args: argparse.Namespace) -> list[Path]:
     images = read_images(args, encoder)
     h, w = encoder.patch_embed.grid(images)
     query = patch(args.query, h, w)
-    token = 0 if query is None else 1 + query[0] * w + query[1]
     depth = len(encoder.blocks)
     last = [depth - 1]
     blocks = args.blocks or (
@@ -170,10 +168,13 @@ def attention(args: argparse.Namespace) -> list[Path]:
     )
     if bad := [block for block in blocks if not 0 <= block < depth]:
         raise UserError(f"--blocks {bad}: the encoder has blocks 0 to {depth - 1}.")
-    weights = attention_weights(encoder, images)
+    try:
+        of_blocks = attention_maps(encoder, images, query)
+    except UserError as error:
+        raise UserError(f"--query {args.query}: {error}") from None
     maps: dict[str, Tensor] = {}
     for block in blocks:
-        to_patches = weights[block][:, :, token, 1:].unflatten(-1, (h, w))
+        to_patches = of_blocks[block]
         if args.heads == "mean":
             maps[f"block {block}"] = to_patches.mean(1)
         else:

@@ -9,7 +9,7 @@ within a window meet; padding counts as patches at the places that it takes.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -70,6 +70,17 @@ class RelativeTerm:
         return contract(torch.cat([patch - hidden, hidden, cls], dim=-1), self.displaced_weights.to(q.dtype))
 
 
+class AttentionTerms(NamedTuple):
+    """What a layer hands to :func:`adpe.models.fused_attention.attend`, whose names these are."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    logits: Tensor | None
+    decomposed: tuple[Tensor, Tensor] | None
+    bias: Bias | None
+
+
 class Attention(nn.Module):
     """Multi-head self-attention.
 
@@ -116,6 +127,15 @@ class Attention(nn.Module):
             term: needed with contextual relative positions.
             grid: ``(h, w)`` of the image's patches; needed with windows and with the other relative positions.
         """
+        terms = self.terms(x, term, grid)
+        out = attend(*terms).transpose(1, 2).reshape(len(terms.q), -1, x.shape[-1])
+        if self.window_size:
+            assert grid is not None
+            out = unpartition(out, grid, self.window_size)
+        return self.proj(out)
+
+    def terms(self, x: Tensor, term: RelativeTerm | None = None, grid: tuple[int, int] | None = None) -> AttentionTerms:
+        """Queries, keys, values and relative terms of :meth:`forward`'s arguments, B and N those of windows if any."""
         dim = x.shape[-1]
         qkv = self.qkv(x)
         if self.window_size:
@@ -139,11 +159,7 @@ class Attention(nn.Module):
             assert self.bias_grid is not None
             class_token = q.shape[2] > area[0] * area[1]
             bias = Bias(self.relative_position_bias_table, self.bias_grid, area, class_token)
-        out = attend(q, k, v, logits, decomposed, bias).transpose(1, 2).reshape(len(qkv), -1, dim)
-        if self.window_size:
-            assert grid is not None
-            out = unpartition(out, grid, self.window_size)
-        return self.proj(out)
+        return AttentionTerms(q, k, v, logits, decomposed, bias)
 
 
 def _zeros(*shape: int) -> nn.Parameter:

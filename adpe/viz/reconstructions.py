@@ -1,4 +1,4 @@
-"""Pictures of what a model does: reconstructions, the adversary's displaced positions and their drift, attention.
+"""Pictures of what a model does: reconstructions, the adversary's displaced positions and their drift.
 
 Needs matplotlib; drawn without a display. Functions return figures, which :func:`save_png` and :func:`to_array` take.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import matplotlib as mpl
 import numpy as np
@@ -17,7 +17,6 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from adpe.files import atomic_write
 from adpe.methods.adversary import (
@@ -29,7 +28,6 @@ from adpe.methods.adversary import (
 )
 from adpe.methods.mae import MaskedAutoencoder
 from adpe.models.pos_embed import sincos_table
-from adpe.models.vit import VisionTransformer
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 GREY, PATCH, MOVED = 0.78, "#94a3b8", "#ea580c"
@@ -93,11 +91,11 @@ def describe_reconstruction(model: MaskedAutoencoder) -> str:
 def draw_images(columns: Mapping[str, Tensor], title: str = "") -> Figure:
     """One row an image, one column a kind; each ``(B, 3, H, W)``, pixels in 0..1."""
     rows, (height, width) = len(next(iter(columns.values()))), next(iter(columns.values())).shape[-2:]
-    figure, axes = _figure(rows, len(columns), 2.1, 2.1 * height / width, title)
+    figure, axes = figure_panels(rows, len(columns), 2.1, 2.1 * height / width, title)
     for column, (name, images) in enumerate(columns.items()):
         axes[0][column].set_title(name, fontsize=10)
         for row, image in enumerate(images):
-            _show(axes[row][column], image.permute(1, 2, 0).numpy())
+            show_image(axes[row][column], image.permute(1, 2, 0).numpy())
     return figure
 
 
@@ -145,26 +143,26 @@ def draw_adversary(model: MaskedAutoencoder, grid: tuple[int, int] | None = None
     height, width = model.encoder.img_size
     h, w = grid or (height // model.encoder.patch_size, width // model.encoder.patch_size)
     if isinstance(adversary, CoordinateAdversary):
-        figure, axes = _figure(1, 1, 5.0, 5.0 * h / w, "Patches (grey), claims of masked ones (orange)")
+        figure, axes = figure_panels(1, 1, 5.0, 5.0 * h / w, "Patches (grey), claims of masked ones (orange)")
         x, y = adversary.shift.tolist()
         _draw_shift(axes[0][0], (h, w), x, y, reach=max(abs(x), abs(y)))
         return figure
     if isinstance(adversary, MaskTokenAdversary):
         codes = sincos_table(h, w, model.encoder.embed_dim, torch.float32, torch.device("cpu"))[0, 1:]
         alike = F.cosine_similarity(adversary.token.detach().cpu().float().flatten(), codes, dim=-1).view(h, w)
-        figure, axes = _figure(1, 1, 5.0, 4.6 * h / w, "Mask token and position codes: cosine")
+        figure, axes = figure_panels(1, 1, 5.0, 4.6 * h / w, "Mask token and position codes: cosine")
         _heat(figure, axes[0][0], alike, "column", "row")
         return figure
     stacks = _stacks(adversary)
     if not isinstance(adversary, OffsetAdversary):
         where = "keys" if getattr(adversary, "variant", "") == "masked_keys" else "queries"
-        figure, axes = _figure(len(stacks), 1, 7.5, 2.6, f"Vectors added to the buckets of masked {where}")
+        figure, axes = figure_panels(len(stacks), 1, 7.5, 2.6, f"Vectors added to the buckets of masked {where}")
         for row, (stage, stack) in enumerate(stacks.items()):
             _heat(figure, axes[row][0], stack, "channel of the head", f"{stage} block", aspect="auto")
         return figure
     panels = [(f"{stage} {layer}", row.tolist()) for stage, stack in stacks.items() for layer, row in enumerate(stack)]
     columns = min(len(panels), 5)
-    figure, axes = _figure(
+    figure, axes = figure_panels(
         -(-len(panels) // columns), columns, 2.5, 2.6 * h / w,
         "Patches (grey) and their offsets as masked queries see them (orange), by block",
     )  # fmt: skip
@@ -195,7 +193,9 @@ def draw_drift(curves: Mapping[str, Curve]) -> Figure:
         layer, _, kind = rest.partition("_")
         groups.setdefault(f"{stage}, {kind}" if kind else "", {})[str(int(layer)) if kind else name] = curve
     columns = min(len(groups), 2)
-    figure, axes = _figure(-(-len(groups) // columns), columns, 7.5 / columns + 1, 3.0, "The adversary over training")
+    figure, axes = figure_panels(
+        -(-len(groups) // columns), columns, 7.5 / columns + 1, 3.0, "The adversary over training"
+    )
     for axis, (group, lines) in zip((axis for line in axes for axis in line), groups.items(), strict=False):
         colours = mpl.colormaps["viridis"](np.linspace(0, 0.9, len(lines))) if group else mpl.color_sequences["tab10"]
         for colour, (label, curve) in zip(colours, lines.items(), strict=False):
@@ -234,71 +234,6 @@ def _draw_shift(axis: Axes, grid: tuple[int, int], x: float, y: float, reach: fl
     axis.set_yticks(range(0, h, max(1, h // 4)))
 
 
-# Attention ------------------------------------------------------------------------------------------------------------
-
-
-class _RecordAttention(TorchFunctionMode):
-    """Keeps attention's weights: the softmax where it is written out, from its arguments where it is fused."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weights: list[Tensor] = []
-
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if function is F.scaled_dot_product_attention:
-            q, k = args[:2]
-            scale = kwargs.get("scale")
-            logits = q @ k.transpose(-1, -2) * (q.shape[-1] ** -0.5 if scale is None else scale)
-            if kwargs.get("attn_mask") is not None:
-                logits = logits + kwargs["attn_mask"]
-            self.weights.append(logits.softmax(-1).cpu())
-        out = function(*args, **kwargs)
-        if function in (torch.softmax, Tensor.softmax, F.softmax):
-            self.weights.append(out.cpu())
-        return out
-
-
-@torch.no_grad()
-def attention_weights(encoder: VisionTransformer, images: Tensor) -> list[Tensor]:
-    """Attention of every block, ``(B, H, N, N)`` (image, head, query, key; class token first), on the CPU."""
-    with _RecordAttention() as recorder:
-        encoder.forward_features(images)
-    if len(recorder.weights) != len(encoder.blocks):
-        raise RuntimeError(f"{len(recorder.weights)} attention maps came from {len(encoder.blocks)} blocks.")
-    return recorder.weights
-
-
-def draw_attention(images: Tensor, maps: Mapping[str, Tensor], query: tuple[int, int] | None = None) -> Figure:
-    """Attention of one query to the patches, over the images.
-
-    Args:
-        images: ``(B, 3, H, W)``, pixels in 0..1.
-        maps: name of a column to weights ``(B, h, w)``; each map has its own scale, from 0 to its largest.
-        query: ``(row, column)`` of the patch that asks, to be marked; None for the class token.
-    """
-    height, width = images.shape[-2:]
-    who = "class token" if query is None else f"patch at row {query[0]}, column {query[1]}"
-    figure, axes = _figure(len(images), 1 + len(maps), 1.8, 1.8 * height / width, f"Attention of the {who}")
-    for row, image in enumerate(images.permute(0, 2, 3, 1).numpy()):
-        _show(axes[row][0], image)
-        for column, (name, weights) in enumerate(maps.items(), start=1):
-            axis = axes[row][column]
-            h, w = weights.shape[-2:]
-            _show(axis, np.repeat(image.mean(-1, keepdims=True), 3, axis=-1))
-            extent = (-0.5, width - 0.5, height - 0.5, -0.5)
-            axis.imshow(
-                weights[row].numpy(), cmap="inferno", alpha=0.75, extent=extent, vmin=0, interpolation="bilinear"
-            )
-            if row == 0:
-                axis.set_title(name, fontsize=9)
-            if query is not None:
-                place = (query[1] + 0.5) * width / w - 0.5, (query[0] + 0.5) * height / h - 0.5
-                axis.plot(*place, "s", mfc="none", mec="cyan", ms=6)
-    axes[0][0].set_title("image", fontsize=9)
-    return figure
-
-
 # Figures --------------------------------------------------------------------------------------------------------------
 
 
@@ -316,7 +251,7 @@ def to_array(figure: Figure) -> np.ndarray:
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
-def _figure(rows: int, columns: int, width: float, height: float, title: str) -> tuple[Figure, list[list[Axes]]]:
+def figure_panels(rows: int, columns: int, width: float, height: float, title: str) -> tuple[Figure, list[list[Axes]]]:
     """A figure of panels of `width` x `height` inches."""
     figure = Figure(figsize=(width * columns, height * rows + 0.7), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
@@ -324,7 +259,8 @@ def _figure(rows: int, columns: int, width: float, height: float, title: str) ->
     return figure, [list(line) for line in figure.subplots(rows, columns, squeeze=False)]
 
 
-def _show(axis: Axes, image: np.ndarray) -> None:
+def show_image(axis: Axes, image: np.ndarray) -> None:
+    """``(H, W, 3)`` in 0..1 on an axis without ticks; small images keep their pixels."""
     axis.imshow(image, interpolation="nearest" if max(image.shape[:2]) < 256 else "antialiased")
     axis.set_axis_off()
 
