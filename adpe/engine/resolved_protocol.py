@@ -44,7 +44,7 @@ _STATE = ("training", "is_init", "process_group")
 # What a data set read: its number, names and contents stand in their own places.
 _CONTENT = ("data_list", "data_bytes", "data_address", "data_prefix", "images", "chosen", "coco", "cat_img_map")
 _BARE = ("ModuleList", "Sequential", "ModuleDict")
-_SAME_CLASS = dict.fromkeys(("SyncBatchNorm", "BatchNorm2d", "MMSyncBN", "_BatchNormXd"), "BatchNorm")
+_SAME = dict.fromkeys(("SyncBatchNorm", "BatchNorm2d", "_BatchNormXd", "SyncBN", "MMSyncBN", "BN"), "BatchNorm")
 
 
 def resolve(path: str | Path, options: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -258,7 +258,7 @@ def _model(model: nn.Module) -> dict[str, Any]:
     found: dict[str, list[dict[str, Any]]] = {}
     for name, module in model.named_modules():
         kind = type(module).__name__
-        own: dict[str, Any] = {"class": _SAME_CLASS.get(kind, kind)}
+        own: dict[str, Any] = {"class": _SAME.get(kind, kind)}
         own |= _attributes(module, {id(model)})
         for key, parameter in module.named_parameters(recurse=False):
             own[key] = [*parameter.shape, "trained" if parameter.requires_grad else "frozen"]
@@ -298,7 +298,9 @@ def _value(value: Any, seen: set[int] = frozenset(), depth: int = 0) -> Any:  # 
         return int(value)
     if isinstance(value, Mapping):
         kept = {str(key): item for key, item in value.items() if key not in FREE or _is_initialisation(key, item)}
-        return {key: _value(item, seen, depth) for key, item in kept.items()}
+        built = {key: _value(item, seen, depth) for key, item in kept.items()}
+        kind = built.get("type")
+        return {**built, "type": _SAME[kind]} if isinstance(kind, str) and kind in _SAME else built
     if isinstance(value, (set, frozenset)):
         return sorted(map(str, value))
     if isinstance(value, (list, tuple)):

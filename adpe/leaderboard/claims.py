@@ -65,11 +65,11 @@ def check_claims(suites: Iterable[Suite], records: Sequence[Mapping[str, Any]], 
         for claim in suite.claims:
             verdicts += [_verdict(suite, claim, name, records, expected) for name in claim.tolerance]
         for published, reason in suite.missing:
-            for name, expected in published["metrics"].items():
+            for name, value in published["metrics"].items():
                 verdicts.append(
                     Verdict(
                         suite.name, published["method"], published["protocol"]["head"], published, name,
-                        float(expected), None, None, None, NOT_RUN, reason,
+                        float(value), None, None, None, NOT_RUN, reason,
                     )
                 )  # fmt: skip
     return verdicts

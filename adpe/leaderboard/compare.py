@@ -62,10 +62,9 @@ def compare(a: Sequence[Record], b: Sequence[Record], *, confidence: float = 0.9
     first, second = _by_protocol(a), _by_protocol(b)
     pairs = [(key, key) for key in first if key in second]
     for key in first:
-        mine = [other for other in first if other[:2] == key[:2]]
-        theirs = [other for other in second if other[:2] == key[:2]]
-        if len(mine) == len(theirs) == 1 and mine != theirs:
-            pairs.append((mine[0], theirs[0]))
+        here, there = ([other for other in side if other[:2] == key[:2]] for side in (first, second))
+        if len(here) == len(there) == 1 and here != there:
+            pairs.append((here[0], there[0]))
     if not pairs:
         protocols = "\n  ".join(_words(side[key]) for side in (first, second) for key in side)
         raise UserError(f"the two have no task and data set under one protocol each in common:\n  {protocols}")

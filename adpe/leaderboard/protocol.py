@@ -139,7 +139,7 @@ def _flat(node: Any, path: str = "") -> dict[str, Any]:
     if isinstance(node, Mapping):
         items = list(node.items())
     elif isinstance(node, (list, tuple)) and any(isinstance(item, Mapping) for item in node):
-        items, seen = [], {}
+        items, seen = [], dict[str, int]()
         for index, item in enumerate(node):
             kind = str((item.get("type") or item.get("class") or index) if isinstance(item, Mapping) else index)
             seen[kind] = seen.get(kind, 0) + 1

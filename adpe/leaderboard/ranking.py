@@ -191,8 +191,8 @@ def build_leaderboard(
             letter: facts(heads[protocol]) if protocol in heads else json.loads(protocol)
             for protocol, letter in letters.items()
         }
-        names = main_metrics(task, (name for row in ours + others for name in row.cells))
-        table = Table(task, dataset, names, by_letter, ours + others)
+        shown = main_metrics(task, (name for row in ours + others for name in row.cells))
+        table = Table(task, dataset, shown, by_letter, ours + others)
         table.differences = _differences({letters[name]: heads[name] for name in letters if name in heads})
         _compare(table, baseline, confidence, problems)
         _rank(table)

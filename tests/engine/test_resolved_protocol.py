@@ -82,7 +82,8 @@ PAIRS = {
     "learning rate of the heads": (SEGMENTATION, {}, {"head_lr_mult": 1.0}, "optimizer.groups.0.weight_decay"),
     "weight decay": (
         SEGMENTATION, {}, {"optim_wrapper.optimizer.weight_decay": 0.1}, "config.optim_wrapper.optimizer.weight_decay"),
-    "decay of the learning rate": (SEGMENTATION, {}, {"param_scheduler.1.power": 2.0}, "config.param_scheduler.PolyLR.power"),
+    "decay of the learning rate": (
+        SEGMENTATION, {}, {"param_scheduler.1.power": 2.0}, "config.param_scheduler.PolyLR.power"),
     "decay over layers": (
         FINETUNE, ENCODER, {**ENCODER, "optim_wrapper.paramwise_cfg.layer_decay_rate": 0.9}, "optimizer.groups.0.lr"),
     "pretrain_img_size": (
@@ -152,7 +153,7 @@ def test_what_a_method_brings_is_told_apart_from_the_protocol_of_the_task(tmp_pa
     own = {
         "effective_batch": 64,
         "model.backbone.position": "relative",
-        "record.own": list(("effective_batch", "model.backbone.position")),
+        "record.own": ["effective_batch", "model.backbone.position"],
     }
     resolved = [resolve(SEGMENTATION, options) for options in ({}, own, {**own, "record.own": []})]
     plain, marked, unmarked = ((one["task_fingerprint"], one["fingerprint"]) for one in resolved)
