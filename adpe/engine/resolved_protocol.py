@@ -99,7 +99,7 @@ def _described(path: str | Path, options: dict[str, Any]) -> tuple[Config, dict[
 
 def compared(own: dict[str, Any], task: dict[str, Any] | None) -> dict[str, Any]:
     """What a record says of its protocol `own`, beside that of its task (without data, which are the same)."""
-    whole = own if task is None else {**task, "data": own["data"]}
+    whole = own if task is None else {**_in_precision_of(own, task), "data": own["data"]}
     found = changes(own, whole)
     return {
         "protocol": own,
@@ -107,6 +107,16 @@ def compared(own: dict[str, Any], task: dict[str, Any] | None) -> dict[str, Any]
         "task_fingerprint": fingerprint(whole),
         "own": {"changes": [list(change) for change in found]} if found else None,
     }
+
+
+def _in_precision_of(own: dict[str, Any], task: dict[str, Any]) -> dict[str, Any]:
+    """The protocol of a task in the precision of the run, which ``--amp`` or the machine decides and no method."""
+    config, optimizer = task["config"], task["optimizer"]
+    wrapper = {**config["optim_wrapper"], "type": own["config"]["optim_wrapper"]["type"]}
+    config = {**config, "optim_wrapper": wrapper}
+    if "wrapper" in optimizer and "wrapper" in own["optimizer"]:
+        optimizer = {**optimizer, "wrapper": own["optimizer"]["wrapper"]}
+    return {**task, "config": config, "optimizer": optimizer}
 
 
 def swept_paths(path: str | Path, options: Mapping[str, Any], cfg: Config) -> list[str]:
@@ -136,6 +146,9 @@ def describe(cfg: Config, model: nn.Module, optim_wrapper: Any, swept: Iterable[
     config = _resolved(cfg)
     for path in swept:
         _replace(config, path.split("."))
+    # As it was settled: --amp and precision="auto" decide after the config is read.
+    config["optim_wrapper"]["type"] = type(optim_wrapper).__name__
+    config["optim_wrapper"].pop("dtype", None)
     return {
         "version": VERSION,
         "facts": _facts(cfg),

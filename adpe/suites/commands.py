@@ -22,6 +22,7 @@ from adpe.leaderboard.tables import print_terminal, to_csv, to_latex, to_markdow
 
 # A table is made of records: torch, mmengine and rich are imported by the commands that need them.
 if TYPE_CHECKING:
+    from adpe.suites.slurm_runner import Cluster
     from adpe.suites.suite import Run, Suite
 
 RECORDS = ROOT / "benchmarks" / "records"
@@ -60,6 +61,10 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--seeds", type=int, nargs="+", default=[], help="only these of the suite's seeds")
     run.add_argument("--slurm", metavar="PARTITION", help="submit batch jobs instead of starting processes")
     run.add_argument("--gpus-per-node", type=_positive, default=8)
+    run.add_argument("--cpus-per-task", type=_positive, default=5, help="of a Slurm job, for each GPU")
+    run.add_argument("--time", help="limit of a Slurm job, such as 2-00:00:00; a longer run is requeued and resumes")
+    run.add_argument("--account", help="of Slurm")
+    run.add_argument("--sbatch-args", default="", help="further ones, such as --sbatch-args='--qos=long --mem=64G'")
     for name, text in (("pretraining", "every pretraining"), ("task", "every transfer")):
         run.add_argument(f"--{name}-options", nargs="+", metavar="KEY=VALUE", help=f"for {text}")
 
@@ -167,13 +172,20 @@ def _run(args: argparse.Namespace) -> int:
     if suite.data:
         _write_data(suite, folder)
     if args.slurm:
-        for line in submit(runs, folder, args.slurm, args.gpus_per_node):
+        for line in submit(runs, folder, _cluster(args)):
             _say(line)
         return 0
     for line in estimate(runs, folder):
         _say(line)
     done = execute(runs, folder, jobs=args.jobs, console=Console())
     return 0 if done else 1
+
+
+def _cluster(args: argparse.Namespace) -> Cluster:
+    from adpe.suites.slurm_runner import Cluster
+
+    arguments = shlex.split(args.sbatch_args)
+    return Cluster(args.slurm, args.gpus_per_node, args.cpus_per_task, args.time, args.account, arguments)
 
 
 def _print_plan(suite: Suite, runs: Sequence[Run], folder: Path, args: argparse.Namespace) -> None:
@@ -186,7 +198,7 @@ def _print_plan(suite: Suite, runs: Sequence[Run], folder: Path, args: argparse.
     if suite.data:
         print(shlex.join(["python", "tools/benchmark.py", "prepare", args.suite, "--work-dir", args.work_dir]))
     if args.slurm:
-        print("\n".join(script_lines(runs, folder, args.slurm, args.gpus_per_node)))
+        print("\n".join(script_lines(runs, folder, _cluster(args))))
     else:
         for run in runs:
             record = finished_record(run, folder)
