@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,12 @@ class AdPERunner(Runner):
 
     Attributes:
         strict_load: whether a checkpoint must have exactly the model's parameters, as for evaluating and resuming.
+        source: for the record, the config as it was read, the paths in it that a sweep sets, and the protocol of the
+            task (`adpe.engine.resolved_protocol`); set by the launcher.
     """
 
     strict_load = False
+    source: tuple[Any, Sequence[str], dict[str, Any] | None]
     _random_state: dict[str, Any] | None = None
 
     def register_default_hooks(self, hooks: dict[str, Any] | None = None) -> None:
