@@ -46,7 +46,7 @@ def test_the_wheel_has_one_package_with_its_configs(site: Path):
         (["--help"], 0, ["usage: adpe", "leaderboard"]),
         (["nonsense"], 2, ["usage: adpe"]),
         (["train", "--help"], 0, ["--cfg-options"]),
-        (["leaderboard", "--dataset", "ADE20K"], 0, ["48.1"]),
+        (["leaderboard"], 0, ["48.1"]),
         (["train", "ade20k_upernet_vitbb"], 2, ["configs/ade20k_upernet_vitb.py"]),
     ],
 )
