@@ -14,16 +14,18 @@ import torch
 from mmengine.config import Config, ConfigDict, DictAction
 
 from adpe.distributed import port_in_use
-from adpe.engine import precision  # noqa: F401  registers with mmengine
 from adpe.engine.config import check_files, mistake_in_config, read_config
 from adpe.engine.effective_batch import apply_effective_batch
 from adpe.engine.hooks.checkpointing import latest_checkpoint, read_training_checkpoint
 from adpe.engine.hooks.defaults import complete_hooks, complete_visualizer
 from adpe.engine.hooks.recording import config_sha256
+from adpe.engine.precision import request_precision, settle_precision
 from adpe.engine.processes import check_launcher, join, lock_work_dir, lost_process, unlock_work_dirs
 from adpe.engine.reproducible import make_reproducible
+from adpe.engine.resolved_protocol import swept_paths, task_protocol
 from adpe.engine.runner import AdPERunner
 from adpe.errors import EXIT_INTERRUPTED, EXIT_LOST, EXIT_MISTAKE, EXIT_PREEMPTED, UserError, print_error
+from adpe.evaluations.unrounded import use_unrounded_metrics
 from adpe.files import atomic_write
 from adpe.transfer.tta import use_tta
 
@@ -136,7 +138,7 @@ def train(args: argparse.Namespace) -> AdPERunner:
         cfg.randomness.deterministic = True
         # cuBLAS asks for this before its first use.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    _set_precision(cfg, args.amp)
+    request_precision(cfg, args.amp)
     complete_visualizer(cfg)
     source = Config(cfg.to_dict(), filename=str(cfg.filename))
     seed = _find_resumed(cfg, args.resume)
@@ -148,14 +150,22 @@ def train(args: argparse.Namespace) -> AdPERunner:
     if cfg.get("record"):
         cfg.record.update(config=str(cfg.filename), config_sha256=config_sha256(source))
 
+    task, swept = None, []
+    if cfg.get("record") and os.environ.get("RANK", "0") == "0":
+        options = {**(args.cfg_options or {}), **({} if args.seed is None else {"seed": args.seed})}
+        task, swept = task_protocol(args.config, options), swept_paths(args.config, options, cfg)
     processes = int(os.environ["WORLD_SIZE"]) if args.launcher != "none" else 1
     batch = apply_effective_batch(cfg, processes)
     _fit_to_device(cfg, args.launcher)
     complete_hooks(cfg)
+    use_unrounded_metrics(cfg)
     join(cfg, args.launcher)
+    precision = settle_precision(cfg)
     make_reproducible(cfg, cfg.randomness.seed, batch.accumulation)
     runner = AdPERunner.from_cfg(cfg)
-    runner.logger.info(str(batch))
+    runner.source = source, swept, task
+    for line in filter(None, (str(batch), precision)):
+        runner.logger.info(line)
     if runner.rank == 0:
         # As it was before this number of processes and this device were worked in, for running it again.
         source.dump(os.path.join(runner.work_dir, Path(source.filename).name))
@@ -177,6 +187,7 @@ def test(args: argparse.Namespace) -> dict[str, float]:
     check_files(cfg, ["test_dataloader"])
     if args.tta:
         use_tta(cfg)
+    use_unrounded_metrics(cfg)
     _fit_to_device(cfg, args.launcher)
     join(cfg, args.launcher)
     if args.out and Path(args.out).suffix not in (".json", ".pkl"):
@@ -212,15 +223,6 @@ def _config(args: argparse.Namespace) -> Config:
     return cfg
 
 
-def _set_precision(cfg: Config, amp_dtype: str | None) -> None:
-    if amp_dtype == "fp16":
-        if not torch.cuda.is_available():
-            raise UserError("--amp fp16 needs a GPU; on a CPU use --amp bf16.")
-        cfg.optim_wrapper.update(type="AmpOptimWrapper", dtype="float16")
-    elif amp_dtype == "bf16":
-        cfg.optim_wrapper.update(type="AdPEAutocastOptimWrapper", dtype="bfloat16")
-
-
 def _find_resumed(cfg: Config, resume: str | None) -> int | None:
     """Set the checkpoint to resume from, if any. Returns the seed of the run it comes from."""
     if resume is None:
@@ -239,6 +241,10 @@ def _find_resumed(cfg: Config, resume: str | None) -> int | None:
     if "iter" not in meta:
         raise UserError(f"{path} holds weights only; to start from them use --cfg-options load_from={path}.")
     cfg.load_from, cfg.resume = str(path), True
+    if cfg.get("precision") == "auto":
+        # Not measured anew: a resumed run gives what an uninterrupted one gives.
+        cfg.precision = meta.get("precision", "float32")
+        request_precision(cfg)
     return meta.get("seed")
 
 
