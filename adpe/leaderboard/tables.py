@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from adpe.leaderboard.protocol import plain
 from adpe.leaderboard.ranking import OURS, Cell, Leaderboard, Row, Table
-from adpe.leaderboard.statistics import describe_interval
 from adpe.leaderboard.tasks import metric_of
+from adpe.leaderboard.uncertainty.seeds import describe_interval
 
 if TYPE_CHECKING:
     from rich.console import Console

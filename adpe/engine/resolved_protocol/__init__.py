@@ -6,12 +6,8 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import inspect
-import json
-import math
 import random
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,24 +24,16 @@ from torch import nn
 
 from adpe.engine.config import read_config
 from adpe.engine.precision import request_precision, settle_precision
+from adpe.engine.resolved_protocol.data import data_description
+from adpe.engine.resolved_protocol.description import as_json, model_description, optimizer_description
 from adpe.engine.unwrapped import unwrapped
 from adpe.errors import UserError
 from adpe.evaluations.accuracy import classification_protocol
-from adpe.leaderboard.protocol import FREE, FREE_HOOKS, FREE_TOP, SWEPT, VERSION, changes, fingerprint
+from adpe.leaderboard.protocol import FREE_HOOKS, FREE_TOP, SWEPT, VERSION, changes, fingerprint
+from adpe.models.vit import VisionTransformer
 
-_SAMPLE = 64  # images whose contents are hashed, evenly spaced
-_SMALL = 32  # elements of a tensor whose values are part of the protocol
-_DEEP = 8
-# How torch executes a step of an optimizer.
-_EXECUTION = ("lr", "weight_decay", "differentiable", "foreach", "fused", "capturable", "decoupled_weight_decay")
+_ENCODERS = ("AdPEViT", "AdPEClassifier", "AdPEKNNClassifier")
 _DATA = {"train": "train_dataloader", "val": "val_dataloader"}
-# What a process holds of a batch, and how BatchNorm is shared, follow from the number of processes.
-# Attributes that tell how far an object is or how it is distributed.
-_STATE = ("training", "is_init", "process_group")
-# What a data set read: its number, names and contents stand in their own places.
-_CONTENT = ("data_list", "data_bytes", "data_address", "data_prefix", "images", "chosen", "coco", "cat_img_map")
-_BARE = ("ModuleList", "Sequential", "ModuleDict")
-_SAME = dict.fromkeys(("SyncBatchNorm", "BatchNorm2d", "_BatchNormXd", "SyncBN", "MMSyncBN", "BN"), "BatchNorm")
 
 
 def resolve(path: str | Path, options: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -65,7 +53,7 @@ def resolve(path: str | Path, options: dict[str, Any] | None = None) -> dict[str
     options = dict(options or {})
     cfg, own = _described(path, options, settle_precision)
     with _aside():
-        own["data"] = {name: _data(dataset) for name, dataset in _datasets(cfg).items()}
+        own["data"] = {name: data_description(dataset) for name, dataset in _datasets(cfg).items()}
     return compared(own, task_protocol(path, options))
 
 
@@ -155,12 +143,14 @@ def describe(cfg: Config, model: nn.Module, optim_wrapper: Any, swept: Iterable[
     # As it was settled: --amp and precision="auto" decide after the config is read.
     config["optim_wrapper"]["type"] = type(optim_wrapper).__name__
     config["optim_wrapper"].pop("dtype", None)
+    built = model_description(unwrapped(model))
+    _leave_to_built(config.get("model") or {}, built)
     return {
         "version": VERSION,
         "facts": _facts(cfg),
         "config": config,
-        "model": _model(unwrapped(model)),
-        "optimizer": _optimizers(optim_wrapper),
+        "model": built,
+        "optimizer": optimizer_description(optim_wrapper),
     }
 
 
@@ -169,7 +159,7 @@ def data_protocol(runner: Any) -> dict[str, Any]:
     found: dict[str, Any] = dict.fromkeys(_DATA)
     for name, loop in (("train", runner.train_loop), ("val", runner.val_loop)):
         if loop is not None:
-            found[name] = _data(loop.dataloader.dataset)
+            found[name] = data_description(loop.dataloader.dataset)
     return found
 
 
@@ -220,15 +210,15 @@ def _facts(cfg: Config) -> dict[str, Any]:
     return {
         "backbone": backbone.get("model") or backbone.get("name") or backbone.get("type"),
         "head": head.get("type") if isinstance(head, dict) else None,
-        "crop": _value(cfg.get("crop_size") or test_cfg.get("crop_size")),
+        "crop": as_json(cfg.get("crop_size") or test_cfg.get("crop_size")),
         "test": test_cfg.get("mode"),
-        "stride": _value(test_cfg.get("stride")),
-        "scales": [_value(step["scale"]) for step in loader.get("pipeline") or [] if "scale" in step],
+        "stride": as_json(test_cfg.get("stride")),
+        "scales": [as_json(step["scale"]) for step in loader.get("pipeline") or [] if "scale" in step],
         "iterations": train.get("max_iters"),
         "epochs": train.get("max_epochs"),
         "batch": _batch(cfg),
-        "split": _value(split),
-        **(_value(classification_protocol(cfg)) if classification else {}),
+        "split": as_json(split),
+        **(as_json(classification_protocol(cfg)) if classification else {}),
     }
 
 
@@ -242,7 +232,7 @@ def _resolved(cfg: Config) -> dict[str, Any]:
     """What the Runner is given, but for what is free, with the images of a step in the place of a process's."""
     content = cfg.to_dict()
     names = [name for name in inspect.signature(Runner.__init__).parameters if name in content]
-    config = {name: _value(content[name]) for name in names if name not in FREE_TOP}
+    config = {name: as_json(content[name]) for name in names if name not in FREE_TOP}
     if "default_hooks" in config:
         config["default_hooks"] = {
             name: hook for name, hook in config["default_hooks"].items() if name not in FREE_HOOKS
@@ -255,6 +245,22 @@ def _resolved(cfg: Config) -> dict[str, Any]:
     if isinstance(config.get("val_dataloader"), dict):
         config["val_dataloader"].pop("batch_size", None)
     return config
+
+
+def _leave_to_built(model: dict[str, Any], built: dict[str, Any]) -> None:
+    """Take options of the encoder out of the config that its built object tells, or that are its defaults.
+
+    A config may leave them to the checkpoint, which fills them in: the same encoder, however it came about.
+    """
+    parameters = inspect.signature(VisionTransformer.__init__).parameters
+    for node in (model, model.get("backbone")):
+        if not isinstance(node, dict) or node.get("type") not in _ENCODERS:
+            continue
+        told = built.get("backbone") or {}
+        for name in [name for name in node if name in parameters]:
+            default = as_json(parameters[name].default)
+            if name in told or node[name] is None or node[name] == default:
+                del node[name]
 
 
 def _replace(node: Any, path: list[str]) -> None:
@@ -270,158 +276,3 @@ def _replace(node: Any, path: list[str]) -> None:
         _replace(node[key], rest)
     else:
         node[key] = SWEPT
-
-
-def _model(model: nn.Module) -> dict[str, Any]:
-    """By pattern of names (``backbone.blocks.*.attn``): class, plain attributes, parameters; numbered where unequal."""
-    found: dict[str, list[dict[str, Any]]] = {}
-    for name, module in model.named_modules():
-        kind = type(module).__name__
-        own: dict[str, Any] = {"class": _SAME.get(kind, kind)}
-        own |= _attributes(module, {id(model)})
-        for key, parameter in module.named_parameters(recurse=False):
-            own[key] = [*parameter.shape, "trained" if parameter.requires_grad else "frozen"]
-        for key, buffer in module.named_buffers(recurse=False):
-            own[key] = [*buffer.shape, "buffer"]
-        found.setdefault(re.sub(r"\.\d+(?=\.|$)", ".*", name) or "whole", []).append(own)
-    merged: dict[str, Any] = {}
-    for pattern, members in found.items():
-        keys = dict.fromkeys(key for member in members for key in member)
-        own = {key: _merged([member.get(key) for member in members]) for key in keys}
-        merged[pattern] = {key: value for key, value in own.items() if value is not None}
-    # Bare containers say nothing that their members do not.
-    return {pattern: own for pattern, own in merged.items() if own.keys() != {"class"} or own["class"] not in _BARE}
-
-
-def _merged(values: list[Any]) -> Any:
-    return values[0] if all(value == values[0] for value in values) else {str(i): v for i, v in enumerate(values)}
-
-
-def _attributes(thing: Any, seen: set[int], depth: int = 0) -> dict[str, Any]:
-    own = {}
-    for name, value in vars(thing).items():
-        if name.startswith("_") or name in _STATE or name in FREE or isinstance(value, nn.Module):
-            continue
-        own[name] = _value(value, seen, depth + 1)
-    return own
-
-
-def _value(value: Any, seen: set[int] = frozenset(), depth: int = 0) -> Any:  # type: ignore[assignment]
-    """Anything as JSON: plain values, names of functions and classes, objects by class and public attributes."""
-    if value is None or isinstance(value, (bool, int, str)):
-        return value
-    if isinstance(value, (float, np.floating)):
-        number = float(value)
-        return float(f"{number:.12g}") if math.isfinite(number) else str(number)
-    if isinstance(value, np.integer):
-        return int(value)
-    if isinstance(value, Mapping):
-        kept = {str(key): item for key, item in value.items() if key not in FREE or _is_initialisation(key, item)}
-        built = {key: _value(item, seen, depth) for key, item in kept.items()}
-        kind = built.get("type")
-        return {**built, "type": _SAME[kind]} if isinstance(kind, str) and kind in _SAME else built
-    if isinstance(value, (set, frozenset)):
-        return sorted(map(str, value))
-    if isinstance(value, (list, tuple)):
-        return [_value(item, seen, depth) for item in value]
-    if isinstance(value, (torch.Tensor, np.ndarray)):
-        size = int(np.prod(value.shape))
-        return _value(value.tolist()) if size <= _SMALL else {"shape": list(value.shape)}
-    if isinstance(value, Path):
-        return value.name
-    if isinstance(value, (torch.dtype, torch.device)):
-        return str(value)
-    if isinstance(value, nn.Module) or inspect.isroutine(value) or inspect.isclass(value):
-        return getattr(value, "__name__", type(value).__name__)
-    if depth > _DEEP or id(value) in seen or not hasattr(value, "__dict__"):
-        return type(value).__name__
-    return {"class": type(value).__name__, **_attributes(value, {*seen, id(value)}, depth)}
-
-
-def _is_initialisation(key: Any, value: Any) -> bool:
-    """How a head is initialised; the file that an encoder starts from is free."""
-    return key == "init_cfg" and bool(value) and not (isinstance(value, Mapping) and value.get("type") == "Pretrained")
-
-
-def _optimizers(wrapper: Any) -> dict[str, Any]:
-    """Class and options of every optimizer, with its groups' rates and decays as shares of the config's."""
-    if not hasattr(wrapper, "optimizer"):
-        return {str(name): _optimizers(part) for name, part in wrapper.items()} if hasattr(wrapper, "items") else {}
-    optimizer = wrapper.optimizer
-    defaults = {name: _value(value) for name, value in optimizer.defaults.items()}
-    groups: dict[str, int] = {}
-    for group in optimizer.param_groups:
-        rest = {k: _value(v) for k, v in group.items() if k not in ("params", "lr", "initial_lr", "weight_decay")}
-        rest = {k: v for k, v in rest.items() if not k.endswith(("name", "names")) and v != defaults.get(k)}
-        rest["lr"] = _share(group.get("initial_lr", group["lr"]), optimizer.defaults.get("lr"))
-        rest["weight_decay"] = _share(group.get("weight_decay"), optimizer.defaults.get("weight_decay"))
-        key = json.dumps(rest, sort_keys=True)
-        groups[key] = groups.get(key, 0) + len(group["params"])
-    options = {name: value for name, value in defaults.items() if name not in _EXECUTION}
-    return {
-        "class": type(optimizer).__name__,
-        "wrapper": type(wrapper).__name__,
-        "options": options,
-        "groups": [{**json.loads(key), "tensors": count} for key, count in sorted(groups.items())],
-    }
-
-
-def _share(value: Any, of: Any) -> Any:
-    return _value(value / of) if isinstance(value, (int, float)) and of else _value(value)
-
-
-def _data(dataset: Any) -> dict[str, Any] | None:
-    """Number of images, hashes of their names with labels and of the contents of a sample, and the transforms."""
-    while hasattr(dataset, "dataset"):
-        dataset = dataset.dataset
-    if dataset is None:
-        return None
-    names, contents = hashlib.sha256(), hashlib.sha256()
-    count = len(dataset)
-    sampled = {index * count // _SAMPLE for index in range(_SAMPLE)} if count > _SAMPLE else set(range(count))
-    for index in range(count):
-        item = _item(dataset, index)
-        names.update(json.dumps(_named(item), sort_keys=True).encode())
-        if index in sampled:
-            annotations = {key: value for key, value in item.items() if "path" not in str(key)}
-            contents.update(json.dumps(_value(annotations), sort_keys=True, default=str).encode())
-            for content in _files(dataset, index, item):
-                contents.update(content)
-    built = {name: value for name, value in _attributes(dataset, {id(dataset)}).items() if name not in _CONTENT}
-    return {
-        "images": count,
-        "names": names.hexdigest()[:16],
-        "contents": contents.hexdigest()[:16],
-        "classes": len((getattr(dataset, "metainfo", None) or {}).get("classes") or ()),
-        "built": {"class": type(dataset).__name__, **built},
-    }
-
-
-def _item(dataset: Any, index: int) -> dict[str, Any]:
-    """What the data set knows of an item without reading its image."""
-    if hasattr(dataset, "get_data_info"):
-        info = dataset.get_data_info(index)
-        return info if isinstance(info, dict) else {}
-    if hasattr(dataset, "images"):
-        at = int(dataset.chosen[index]) if hasattr(dataset, "chosen") else index
-        return {"img_path": dataset.images.path(at), "label": dataset.images.label(at)}
-    return {}
-
-
-def _named(item: Mapping[str, Any]) -> list[Any]:
-    """The name of an item, as machines agree on it the last two parts of its paths, its label and number of objects."""
-    paths = [value for key, value in item.items() if "path" in str(key) and isinstance(value, (str, Path))]
-    names = ["/".join(Path(path).parts[-2:]) for path in paths]
-    return [names, item.get("label"), len(item.get("instances") or ())]
-
-
-def _files(dataset: Any, index: int, item: Mapping[str, Any]) -> Iterator[bytes]:
-    images = getattr(dataset, "images", None)
-    if images is not None and hasattr(images, "read"):
-        with contextlib.suppress(UserError):  # a damaged image is left out of the training too, and reported there
-            yield images.read(int(dataset.chosen[index]) if hasattr(dataset, "chosen") else index)
-        return
-    for key, value in item.items():
-        if "path" in key and isinstance(value, (str, Path)):
-            with contextlib.suppress(OSError):
-                yield Path(value).read_bytes()
