@@ -48,4 +48,22 @@ def warmup_cosine(
     return end + (peak - end) / 2 * (1 + math.cos(math.pi * (at - warmup) / max(total - warmup, 1)))
 
 
-SCHEDULES: dict[str, Callable[..., float]] = {"seamed_cosine": seamed_cosine, "warmup_cosine": warmup_cosine}
+def probe_cosine(
+    step: int, total: int, warmup: int, peak: float, start: float = 1e-6, end: float = 0.0, lag: int = 1
+) -> float:
+    """DINOv3's schedule of its segmentation probe (arXiv 2508.10104): a warm-up inside a line to 0, then a cosine.
+
+    The cosine runs from step 0, not from the warm-up's end, so that the rate jumps up at the seam. `start` is the share
+    of `peak` at the first step; the other arguments are those of :func:`seamed_cosine`.
+    """
+    at = max(step - lag, 0)
+    if at < warmup:
+        return peak * (1 - (1 - at / warmup) * (1 - start)) * (1 - at / total)
+    return end + (peak - end) / 2 * (1 + math.cos(math.pi * (at + 1) / total))
+
+
+SCHEDULES: dict[str, Callable[..., float]] = {
+    "seamed_cosine": seamed_cosine,
+    "warmup_cosine": warmup_cosine,
+    "probe_cosine": probe_cosine,
+}
