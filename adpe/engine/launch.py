@@ -21,6 +21,7 @@ from adpe.engine.hooks.recording import config_sha256
 from adpe.engine.processes import EXIT_LOST, check_launcher, join, lost_process
 from adpe.engine.reproducible import make_reproducible
 from adpe.engine.runner import AdPERunner
+from adpe.engine.start import settle_start
 from adpe.errors import UserError, print_error
 from adpe.files import atomic_write
 from adpe.transfer.tta import use_tta
@@ -153,6 +154,7 @@ def test(args: argparse.Namespace) -> dict[str, float]:
             raise UserError(f"config {cfg.filename} has no {name}, which testing needs.")
     read_training_checkpoint(args.checkpoint)  # found unreadable before the model and the data are built
     cfg.load_from, cfg.resume = args.checkpoint, False
+    settle_start(cfg, args.checkpoint)
     # The weights come from the checkpoint that is tested.
     for node in (cfg.model, cfg.model.get("backbone") or {}):
         node.pop("init_cfg", None)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from adpe.checkpoints.loading import save_checkpoint
 from adpe.data.multicrop import IMAGENET_MEAN, IMAGENET_STD, normalize_crops
+from adpe.engine.specifying import specification_of_run
 from adpe.engine.unwrapped import unwrapped
 from adpe.methods.factory import create_model
 
@@ -56,7 +57,12 @@ class AdPEPretraining(BaseModel):
         compile: compile the blocks with ``torch.compile``.
         data_preprocessor: config; :class:`AdPECropsPreprocessor` if None.
         options: of :func:`adpe.create_model`.
+
+    Attributes:
+        crop_size: (height, width) in pixels of the crops that it was last trained on; None before the first.
     """
+
+    crop_size: tuple[int, int] | None = None
 
     def __init__(
         self, model: str, compile: bool = False, data_preprocessor: dict | None = None, **options: Any
@@ -70,6 +76,7 @@ class AdPEPretraining(BaseModel):
     def forward(self, inputs: Tensor, data_samples: Any = None, mode: str = "tensor") -> Any:
         """Crops ``(B * K, 3, h, w)``: ``{"loss"}`` in mode "loss", else features ``(B * K, 1 + L, D)``."""
         if mode == "loss":
+            self.crop_size = (inputs.shape[-2], inputs.shape[-1])
             return {"loss": self.model(inputs)}
         return self.model.forward_features(inputs)
 
@@ -78,7 +85,8 @@ class AdPEPretraining(BaseModel):
 class AdPEExportHook(Hook):
     """Writes the encoder alone to ``<work_dir>/encoder.safetensors`` at the end of pretraining: transfer starts there.
 
-    Neither mask token nor adversary nor decoder is in it.
+    Neither mask token nor adversary nor decoder is in it; what the encoder is and where it comes from is
+    (:class:`adpe.models.specification.ModelSpecification`).
     """
 
     @master_only
@@ -86,5 +94,5 @@ class AdPEExportHook(Hook):
         model = unwrapped(runner.model)
         path = Path(runner.work_dir) / "encoder.safetensors"
         state = {f"encoder.{name}": tensor for name, tensor in model.model.encoder.state_dict().items()}
-        save_checkpoint(state, path, {"config": str(runner.cfg.filename), "iterations": str(runner.iter)})
+        save_checkpoint(state, path, specification=specification_of_run(runner))
         runner.logger.info(f"The encoder is in {path}")

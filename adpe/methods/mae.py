@@ -98,7 +98,7 @@ class MaskedAutoencoder(nn.Module):
             raise ValueError(f"mask_tokens must be encoder or decoder, got {mask_tokens!r}.")
         if not 0 < mask_ratio < 1:
             raise ValueError(f"mask_ratio must lie between 0 and 1, got {mask_ratio}.")
-        if mask_tokens == "decoder" and (adversary or position != "absolute"):
+        if mask_tokens == "decoder" and (adversary or encoder.relative):
             raise ValueError("An adversary and relative positions need mask_tokens='encoder' (MAE+); MAE has neither.")
         if not adversary and (adversary_norm or adversary_epsilon or adversary_variant != "masked_keys"):
             raise ValueError("adversary_norm, _epsilon and _variant need an adversary: set adversary=.")
@@ -118,7 +118,7 @@ class MaskedAutoencoder(nn.Module):
         self.norm_pix_loss = norm_pix_loss
         patch_dim = encoder.patch_embed.proj.in_channels * encoder.patch_size**2
         self.decoder = Decoder(
-            encoder.embed_dim, patch_dim, decoder_embed_dim, decoder_depth, decoder_num_heads, position != "absolute"
+            encoder.embed_dim, patch_dim, decoder_embed_dim, decoder_depth, decoder_num_heads, encoder.relative
         )
         self.adversary = adversary and build_adversary(
             position,

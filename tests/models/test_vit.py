@@ -52,7 +52,8 @@ def test_features_are_timms(size) -> None:
 
 @pytest.mark.parametrize("size", [(16, 24), (32, 32), (20, 12)])
 def test_learned_positions_and_their_resampling_are_timms(size) -> None:
-    model = randomized(adpe.VisionTransformer(img_size=(16, 24), learned_pos_embed=True, **TINY)).eval()
+    model = randomized(adpe.VisionTransformer((16, 24), learned_pos_embed=True, pos_embed_resize="timm", **TINY))
+    model.eval()
     x = images(*size)
     close(model.forward_features(x), timm_twin(model, model.pos_embed).forward_features(x))
     if size != (16, 24):

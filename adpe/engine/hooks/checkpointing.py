@@ -23,8 +23,10 @@ from mmengine.registry import HOOKS
 
 from adpe.checkpoints.reading import refuse_bomb
 from adpe.engine.reproducible import random_state
+from adpe.engine.specifying import specification_of_run
 from adpe.errors import UserError
 from adpe.files import atomic_write
+from adpe.models.specification import KEY
 
 # Exit status of a run that was told to stop (SIGTERM, SIGUSR1), saved a checkpoint and can be resumed.
 EXIT_PREEMPTED = 85
@@ -232,7 +234,13 @@ class AdPECheckpointHook(CheckpointHook):
                 pointer.write_text(path)
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
-        """Add the random state and reduce everything to plain types; the last hook to see the checkpoint."""
+        """Add the specification of the encoder and the random state, and reduce everything to plain types.
+
+        It is the last hook to see the checkpoint.
+        """
+        specification = specification_of_run(runner)
+        if specification is not None:
+            checkpoint["meta"][KEY] = specification.to_json()
         hub = checkpoint["message_hub"]
         for name, value in list(hub["runtime_info"].items()):
             try:
