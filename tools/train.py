@@ -1,8 +1,9 @@
 #!/usr/bin/env python
 """Train any config (pretraining, segmentation, detection). See --help; several GPUs: dist_train.sh, slurm_train.sh.
 
-Exit status: 0 done; 2 a mistake in config, paths or command line; 85 stopped by SIGTERM or SIGUSR1 after saving a
-checkpoint, go on with --resume; 1 anything else.
+Exit status: 0 done; 2 a mistake in config, paths or command line; 85 stopped by SIGTERM, SIGUSR1 or Ctrl-C (SIGINT)
+after saving a checkpoint, from which --resume continues; 86 another process of the run was lost; 130 Ctrl-C with
+nothing saved; 1 anything else.
 """
 
 import importlib
@@ -11,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from adpe.errors import UserError, print_error, require
+from adpe.errors import EXIT_INTERRUPTED, EXIT_MISTAKE, UserError, print_error, require
 
 
 def main(command: str = "train_main", module: str = "adpe.engine.launch") -> int:
@@ -19,10 +20,12 @@ def main(command: str = "train_main", module: str = "adpe.engine.launch") -> int
     try:
         require("torch", "requirements/runtime.txt")
         require("mmengine", "requirements/mm.txt")
+        return getattr(importlib.import_module(module), command)()
     except UserError as error:
         print_error(error)
-        return 2
-    return getattr(importlib.import_module(module), command)()
+        return EXIT_MISTAKE
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
 
 
 if __name__ == "__main__":

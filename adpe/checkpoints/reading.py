@@ -28,8 +28,15 @@ NOT_THE_NETWORK = ("type", "compile", "data_preprocessor", "out_indices", "final
 PICKLES = (".pkl", ".pickle")
 
 
-class _Ignored:
-    """Stands for the objects of mmengine's logs, so that reading a training checkpoint needs no mmengine."""
+class LoggedScalar:
+    """Stands for mmengine's HistoryBuffer, whose state it takes as attributes: reading one needs no mmengine."""
+
+    _log_history: np.ndarray
+    _count_history: np.ndarray
+
+    def history(self) -> tuple[np.ndarray, np.ndarray]:
+        """The logged values and the number of items behind each, both of shape (n,)."""
+        return self._log_history, self._count_history
 
 
 def _no_attribute(*_: object) -> None:
@@ -39,13 +46,17 @@ def _no_attribute(*_: object) -> None:
 _multiarray = getattr(np, "_core", None) or np.core
 _reconstruct, _scalar = _multiarray.multiarray._reconstruct, _multiarray.multiarray.scalar
 # What training checkpoints of MAE, DINO and mmengine hold beside tensors and plain containers: data, no code.
-_DATA_TYPES: list[Any] = [
+DATA_TYPES: list[Any] = [
     argparse.Namespace,
-    (_Ignored, "mmengine.logging.history_buffer.HistoryBuffer"),
+    (LoggedScalar, "mmengine.logging.history_buffer.HistoryBuffer"),
+    (dict, "mmengine.config.config.ConfigDict"),
     *((_no_attribute, f"{module}.getattr") for module in ("builtins", "__builtin__")),
     np.ndarray,
     np.dtype,
-    *(type(np.dtype(name)) for name in ("float32", "float64", "int32", "int64", "bool")),
+    *{
+        type(np.dtype(name))
+        for name in ("?", "b", "h", "i", "l", "q", "B", "H", "I", "L", "Q", "e", "f", "d", "U", "S")
+    },
     *((_reconstruct, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
     *((_scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
 ]
@@ -105,7 +116,7 @@ def _read(path: Path) -> object:
             _refuse_large_memo(file)
             file.seek(0)
             return _tensors(_ArrayUnpickler(file, encoding="latin1").load())
-    with torch.serialization.safe_globals(_DATA_TYPES):
+    with torch.serialization.safe_globals(DATA_TYPES):
         return torch.load(path, map_location="cpu", weights_only=True)
 
 

@@ -13,11 +13,14 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from torch import nn
 
-from adpe.engine.hooks.checkpointing import read_training_checkpoint
+from adpe.engine.hooks.checkpointing import make_plain, read_training_checkpoint
+from adpe.engine.precision import precision_of
 from adpe.engine.reproducible import position, set_random_state
+from adpe.engine.specifying import specification_of_run
 from adpe.engine.unwrapped import unwrapped
 from adpe.errors import UserError
 from adpe.files import atomic_write
+from adpe.models.specification import KEY
 from adpe.models.vit import FORM
 
 
@@ -36,6 +39,12 @@ class AdPERunner(Runner):
         """As mmengine's, and None switches off any hook of ``default_hooks``, not only mmengine's own."""
         super().register_default_hooks({name: Hook() if hook is None else hook for name, hook in (hooks or {}).items()})
 
+    def call_hook(self, fn_name: str, **kwargs: Any) -> None:
+        """As mmengine's, and after all hooks saw a checkpoint, whichever saves it, it is reduced to plain types."""
+        super().call_hook(fn_name, **kwargs)
+        if fn_name == "before_save_checkpoint":
+            make_plain(kwargs["checkpoint"])
+
     def save_checkpoint(self, out_dir: str, filename: str, *args: Any, **kwargs: Any) -> None:
         """Save as mmengine does, but to a temporary file that replaces `filename` once it is verified readable.
 
@@ -45,6 +54,11 @@ class AdPERunner(Runner):
         if not is_main_process():
             return
         path = Path(out_dir, filename)
+        # For a run that measures which precision to take, and is resumed.
+        kwargs["meta"] = {**(kwargs.get("meta") or {}), "precision": precision_of(self.cfg.get("optim_wrapper") or {})}
+        specification = specification_of_run(self)
+        if specification is not None:
+            kwargs["meta"][KEY] = specification.to_json()
         try:
             with atomic_write(path) as temporary:
                 super().save_checkpoint(out_dir, temporary.name, *args, **kwargs)

@@ -19,7 +19,11 @@ from adpe.models.vit import VisionTransformer
 def encoder_in(model: nn.Module) -> VisionTransformer | None:
     """The encoder of a pretraining model, classifier, segmentor or detector; None if it has none of ours."""
     inner = getattr(model, "model", None)
-    for candidate in (getattr(inner, "encoder", None), getattr(model, "encoder", None), getattr(model, "backbone", None)):
+    for candidate in (
+        getattr(inner, "encoder", None),
+        getattr(model, "encoder", None),
+        getattr(model, "backbone", None),
+    ):
         if isinstance(candidate, VisionTransformer):
             return candidate
     return next((module for module in model.modules() if isinstance(module, VisionTransformer)), None)

@@ -64,9 +64,7 @@ def _settle_method(cfg: Config, path: str, described: Any) -> None:
         # A name with a per cent sign is decoded where the record is made.
         record["method"] = quote(said or Path(path).stem, safe=" +()/,:=")
     elif said is not None and given not in (said, quote(said), quote(said, safe=" +()/,:=")):
-        raise UserError(
-            f"record.method = {given!r}, but {path} says that it is of {said!r}. Leave record.method out."
-        )
+        raise UserError(f"record.method = {given!r}, but {path} says that it is of {said!r}. Leave record.method out.")
 
 
 def normalisation(cfg: Config) -> dict[str, tuple[str, list[float], float]]:

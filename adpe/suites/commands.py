@@ -27,7 +27,7 @@ from adpe.leaderboard.ranking import Leaderboard, build_leaderboard
 from adpe.leaderboard.records import read_records
 from adpe.leaderboard.tables import print_terminal, to_csv, to_latex, to_markdown
 from adpe.suites.local_runner import changed_command, estimate, execute, finished_record
-from adpe.suites.slurm_runner import script_lines, submit
+from adpe.suites.slurm_runner import Cluster, script_lines, submit
 from adpe.suites.suite import Run, Suite, expand
 from adpe.suites.suite_file import FOLDER, read_suite
 
@@ -62,6 +62,10 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--seeds", type=int, nargs="+", default=[], help="only these of the suite's seeds")
     run.add_argument("--slurm", metavar="PARTITION", help="submit batch jobs instead of starting processes")
     run.add_argument("--gpus-per-node", type=_positive, default=8)
+    run.add_argument("--cpus-per-task", type=_positive, default=5, help="of a Slurm job, for each GPU")
+    run.add_argument("--time", help="limit of a Slurm job, such as 2-00:00:00; a longer run is requeued and resumes")
+    run.add_argument("--account", help="of Slurm")
+    run.add_argument("--sbatch-args", default="", help="further ones, such as --sbatch-args='--qos=long --mem=64G'")
     for name, text in (("pretraining", "every pretraining"), ("task", "every transfer")):
         run.add_argument(f"--{name}-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help=f"for {text}")
 
@@ -143,13 +147,18 @@ def _run(args: argparse.Namespace, console: Console) -> int:
     if suite.data:
         _write_data(suite, folder, console)
     if args.slurm:
-        for line in submit(runs, folder, args.slurm, args.gpus_per_node):
+        for line in submit(runs, folder, _cluster(args)):
             console.print(line, soft_wrap=True, highlight=False)
         return 0
     for line in estimate(runs, folder):
         console.print(line, soft_wrap=True, highlight=False)
     done = execute(runs, folder, jobs=args.jobs, console=console)
     return 0 if done else 1
+
+
+def _cluster(args: argparse.Namespace) -> Cluster:
+    arguments = shlex.split(args.sbatch_args)
+    return Cluster(args.slurm, args.gpus_per_node, args.cpus_per_task, args.time, args.account, arguments)
 
 
 def _print_plan(suite: Suite, runs: Sequence[Run], folder: Path, args: argparse.Namespace) -> None:
@@ -159,7 +168,7 @@ def _print_plan(suite: Suite, runs: Sequence[Run], folder: Path, args: argparse.
     if suite.data:
         print(shlex.join(["python", "tools/benchmark.py", "prepare", args.suite, "--work-dir", args.work_dir]))
     if args.slurm:
-        print("\n".join(script_lines(runs, folder, args.slurm, args.gpus_per_node)))
+        print("\n".join(script_lines(runs, folder, _cluster(args))))
     else:
         for run in runs:
             record = finished_record(run, folder)

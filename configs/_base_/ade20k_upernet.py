@@ -152,6 +152,7 @@ val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")
 default_hooks = dict(logger=dict(log_metric_by_epoch=False), checkpoint=dict(by_epoch=False, interval=max_iters // 40))
 log_processor = dict(by_epoch=False)
+visualizer = dict(type="SegLocalVisualizer")
 # method: None takes the name from the checkpoint.
 record = dict(
     method=None if pretrained else "random",

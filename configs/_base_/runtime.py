@@ -29,5 +29,7 @@ vis_backends = [dict(type="LocalVisBackend"), dict(type="TensorboardVisBackend")
 visualizer = dict(type="Visualizer", vis_backends=vis_backends)
 log_processor = dict(by_epoch=True, window_size=50)
 log_level = "INFO"
+# float32, bfloat16, float16 or auto (at start it is measured whether bfloat16 is faster); None: as optim_wrapper says.
+precision = None
 load_from = None
 resume = False

@@ -22,6 +22,7 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
+from adpe.engine.precision import precision_of
 from adpe.evaluations.accuracy import classification_protocol
 from adpe.evaluations.per_image import PerImageStatistics
 from adpe.files import ROOT
@@ -133,7 +134,6 @@ def make_record(
     last = runner.message_hub.runtime_info.get("last_ckpt")
     checkpoint = last if last and os.path.isfile(last) else None
     wrapper = cfg.optim_wrapper
-    precision = {"AdPEAutocastOptimWrapper": "bfloat16", "AmpOptimWrapper": wrapper.get("dtype", "float16")}
     batch = cfg.train_dataloader.batch_size * runner.world_size * wrapper.get("accumulative_counts", 1)
     cuda = torch.cuda.is_available()
     peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -160,7 +160,7 @@ def make_record(
             "processes": runner.world_size,
             "cores": os.cpu_count(),
         },
-        "precision": precision.get(wrapper.get("type", "OptimWrapper"), "float32"),
+        "precision": precision_of(wrapper),
         "effective_batch": batch,
         "fingerprint": {**fingerprint(cfg, runner), **given.get("fingerprint", {})},
         "wall_time_s": round(wall_time, 2),
