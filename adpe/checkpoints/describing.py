@@ -6,13 +6,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from torch import Tensor
 
 from adpe.checkpoints.reading import read_metadata, training_config
 from adpe.checkpoints.tables import BEIT_TABLE
 from adpe.errors import UserError
+from adpe.models.attention import RelativeQuery
 from adpe.models.factory import SIZES, encoder_options
 from adpe.models.pos_embed import is_sincos, square_side
 from adpe.models.specification import KEY, ModelSpecification, read_json
@@ -105,12 +106,10 @@ def _infer(tensors: Mapping[str, Tensor], config: Mapping[str, Any], path: str) 
         guesses.add(key)
         return value
 
-    model = config.get("model") or {}
-    given = model.get("backbone") or model
-    given = {**_named_sizes(given.get("model")), **given} if isinstance(given, Mapping) else {}
     width, patch = values["embed_dim"], values["patch_size"]
+    given = _training_options(config, width)
     heads = _heads(tensors, width) or given.get("num_heads")
-    if heads is None:
+    if not isinstance(heads, int) or not 0 < heads <= width:
         known = {size["embed_dim"]: size["num_heads"] for size in SIZES.values()}
         heads = guess("num_heads", known.get(width, max(width // 64, 1)), f"usual for a width of {width}")
     table, beit = tensors.get("pos_embed"), f"blocks.0.attn{BEIT_TABLE}" in tensors
@@ -122,42 +121,45 @@ def _infer(tensors: Mapping[str, Tensor], config: Mapping[str, Any], path: str) 
             position = "relative_interpolated" if bool(form.any()) else "relative"
             inferred["position"] = f"{position} (its {FORM})"
         else:
-            position = given.get("position") or "relative"
+            position = _word(given.get("position"), ("relative", "relative_interpolated"))
             if given.get("adversary") in ("coordinate", "random"):
                 position = "relative_interpolated"
             position = guess("position", position, "its tables are read by either form, and it does not say by which")
     else:
-        position = "none" if beit and table is None else "absolute"
+        ours = given.get("type") in ("AdPEViT", "AdPEClassifier")
+        position = "none" if beit and table is None and not ours else "absolute"
         inferred["position"] = f"{position} ({'no' if table is None else 'a'} pos_embed, no relative tables)"
     if table is not None and side:
         pretrain = (side * patch, side * patch)
         inferred["pretrain_img_size"] = f"{pretrain[0]} (a table of {side}x{side} patches)"
-    elif crop := _crop(config, patch):
-        pretrain = (crop, crop)
-        inferred["pretrain_img_size"] = f"{crop} (the crops of its training config)"
+    elif size := _crop(config, patch) or _side(given.get("pretrain_img_size") or given.get("img_size"), patch):
+        pretrain = (size, size)
+        inferred["pretrain_img_size"] = f"{size} (of its training config)"
     elif position == "none":
         pretrain = (224 // patch * patch or patch,) * 2
         guesses.add("pretrain_img_size")
     else:
         pretrain = guess("pretrain_img_size", (224 // patch * patch or patch,) * 2, "a guess: it has no square table")
-    eps = (given.get("norm_cfg") or {}).get("eps") if isinstance(given.get("norm_cfg"), Mapping) else None
-    eps = given.get("norm_eps") or eps
-    if not isinstance(eps, float):
+    norm = given.get("norm_cfg")
+    eps = given.get("norm_eps") or (norm.get("eps") if isinstance(norm, Mapping) else None)
+    if not isinstance(eps, float) or not 0 < eps < 1:
         eps = guess("norm_eps", 1e-6, "of MAE, DeiT, BEiT, DINO and timm's ViT; it does not say")
+    window, whole = given.get("window_size"), given.get("global_attn_indexes")
+    window = window if isinstance(window, int) and window > 0 and "cls_token" not in tensors else 0
     return Description(
         ModelSpecification(
             **values,
-            num_heads=int(heads) if isinstance(heads, int) and heads > 0 and width % heads == 0 else 1,
+            num_heads=heads,
             position=position,
-            relative_query=given.get("relative_query") or "scaled",
+            relative_query=_word(given.get("relative_query"), get_args(RelativeQuery)),
             learned_pos_embed=table is not None and not fixed,
             pretrain_img_size=pretrain,
             class_token="cls_token" in tensors,
             layer_scale="blocks.0.ls1.gamma" in tensors,
             use_rel_pos="blocks.0.attn.rel_pos_h" in tensors,
             use_rel_pos_bias=beit,
-            window_size=int(given.get("window_size") or 0),
-            global_attn_indexes=tuple(given.get("global_attn_indexes") or ()),
+            window_size=window,
+            global_attn_indexes=tuple(whole) if window and isinstance(whole, (list, tuple)) else (),
             norm_eps=eps,
         ),
         False,
@@ -193,12 +195,34 @@ def _heads(tensors: Mapping[str, Tensor], width: int) -> int | None:
     return bias.shape[1] if bias is not None and bias.ndim == 2 else None
 
 
+def _training_options(config: Mapping[str, Any], width: int) -> dict[str, Any]:
+    """Options of the encoder in the config of a training checkpoint; empty if that is of another width or framework."""
+    model = config.get("model") or {}
+    given = model.get("backbone") or model
+    if not isinstance(given, Mapping):
+        return {}
+    given = {**_named_sizes(given.get("model")), **given}
+    return given if width in (given.get("embed_dim"), given.get("embed_dims")) else {}
+
+
 def _crop(config: Mapping[str, Any], patch: int) -> int:
     """Pixels of the crops of a pretraining config of ours; 0 if it does not say."""
     node: Any = config.get("train_dataloader")
     for key in ("dataset", "crops", "size"):
         node = node.get(key) if isinstance(node, Mapping) else None
-    return node if isinstance(node, int) and node >= patch and node % patch == 0 else 0
+    return _side(node, patch)
+
+
+def _side(size: Any, patch: int) -> int:
+    """Pixels of whole patches along a side of a square; 0 for anything else."""
+    if isinstance(size, (list, tuple)) and len(size) == 2 and size[0] == size[1]:
+        size = size[0]
+    return size // patch * patch if isinstance(size, int) and size >= patch else 0
+
+
+def _word(value: Any, words: tuple[Any, ...]) -> Any:
+    """`value` if it is one of the words, else the first of them."""
+    return value if isinstance(value, str) and value in words else words[0]
 
 
 def _named_sizes(name: Any) -> dict[str, Any]:

@@ -84,10 +84,10 @@ class LoadReport:
             for name, reason in group.items():
                 reasons.setdefault(reason, []).append(name)
             lines += [f"  {label:<10}  {summarize(names)}: {reason}" for reason, names in reasons.items()]
-        if not self.carried:
-            lines.append("  inferred    it carries no specification of its model")
-        label = "differs" if self.carried else "inferred"
-        lines += [f"  {label:<10}  {key}: {value}" for key, value in self.inferred.items()]
+        if self.inferred:
+            said = "; ".join(f"{key}: {value}" for key, value in self.inferred.items())
+            label = "differs" if self.carried else "inferred"
+            lines.append(f"  {label:<10}  {said}")
         texts = {
             "new": (self.new, "start at random, as a new head does"),
             "missing": (self.missing, "the checkpoint lacks them"),
@@ -148,8 +148,8 @@ def load_checkpoint(
     with _shapes_of(path):
         settle_positions(encoder, wanted, state, prefix, size, report)
         resize_relative_tables(encoder, wanted, state, report)
-    if encoder.relative:  # checkpoints of earlier versions lack it, and what it says is compared above
-        state[f"{prefix}{FORM}"] = wanted[f"{prefix}{FORM}"]
+    for names in (wanted, state):  # what it says is compared above
+        names.pop(f"{prefix}{FORM}", None)
     if f"{prefix}fc_norm.weight" in wanted and f"{prefix}fc_norm.weight" not in state:
         for name in [name for name in state if name.startswith(f"{prefix}head.")]:
             del state[name]

@@ -116,7 +116,7 @@ def _drop_fixed(name: str, wanted: Mapping[str, Tensor], state: dict[str, Tensor
     if table is not None and name not in wanted and is_sincos(table):
         del state[name]
         report.resized.pop(name, None)
-        report.dropped[name] = "fixed sine-cosine table, made anew"
+        report.dropped[name] = "fixed sine-cosine table, which the model makes itself"
 
 
 def resize_relative_tables(

@@ -55,7 +55,7 @@ def specification_of_run(runner: Any) -> ModelSpecification | None:
 
 
 def _pretraining_size(cfg: Any, model: nn.Module) -> tuple[int, int] | None:
-    """Pixels of the crops that a pretraining model was given; None for a model that has the positions of another run."""
+    """Pixels of the crops that a pretraining model was given; None for one that was pretrained in another run."""
     seen = getattr(model, "crop_size", None)
     if seen is not None:
         return (int(seen[0]), int(seen[1]))

@@ -4,8 +4,9 @@ The encoder is ViTDet's: windows of 14 patches but in the last block of each qua
 every block, no class token, and the absolute table of pretraining, trained at its own grid and resized in every forward
 pass to 64 x 64 patches (bicubic, not antialiased). Relative positions of the method's own add up with these, at offsets
 within the windows; their tables meet the unscaled query, as in the AdPE repository's encoder for fine-tuning, which has
-no code for them in detection. The rest is detectron2's too: large-scale jitter of 0.1-2 with flip first and Pillow's bilinear filter,
-padding with the mean to a square, pyramid and heads with channel LayerNorm of eps 1e-6, 2 convolutions in the RPN,
+no code for them in detection. The rest is detectron2's too: large-scale jitter of 0.1-2 with flip first and Pillow's
+bilinear filter, padding with the mean to a square, pyramid and heads with channel LayerNorm of eps 1e-6, 2 convolutions
+in the RPN,
 an anchor for every object however small (min_pos_iou 0), 4conv1fc box head, no low-quality matches in the box head,
 mask targets drawn from polygons, and the initialisation of all heads.
 Differs from detectron2: an image whose annotations hold the RLE mask of a single object, which detectron2 refuses, has
@@ -23,7 +24,7 @@ data_root = "data/coco"
 pretrained = None
 # Kind of positions: what the checkpoint says of itself; one that contradicts it is refused.
 position = None
-# Pixels whose absolute table the encoder knows from pretraining: 224 of MAE, 112 of MAE+ and AdPE, as the checkpoint says.
+# Pixels whose absolute table the encoder knows from pretraining, as its checkpoint says: 224 of MAE, 112 of AdPE.
 pretrain_img_size = None if pretrained else 224
 image_size = (1024, 1024)
 num_classes = 80

@@ -186,7 +186,7 @@ def test_start() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"position": "rope"}, "position must be one of absolute, relative, relative_interpolated; got 'rope'"),
+        ({"position": "rope"}, "position must be one of absolute, relative, relative_interpolated, none; got 'rope'"),
         ({"relative_query": "half"}, "relative_query must be scaled or unscaled; got 'half'"),
         ({"embed_dim": 34}, "embed_dim 34 must be divisible by 4 and by num_heads 4"),
         ({"embed_dim": 36, "num_heads": 8}, "embed_dim 36 must be divisible by 4 and by num_heads 8"),

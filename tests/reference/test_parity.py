@@ -14,7 +14,7 @@ import torch
 
 from adpe.errors import UserError
 from adpe.methods.adversary import CoordinateAdversary
-from adpe.parity.adpe import check_case, check_directory, largest_error, relative_error
+from adpe.parity.cases import check_case, check_directory, largest_error, relative_error
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDENS = ROOT / "tests" / "goldens"

@@ -138,9 +138,9 @@ def test_descriptions_tell_apart_what_computes_otherwise() -> None:
         {}, {"position": "relative"}, {"position": "relative", "relative_query": "unscaled"}, VITDET,
         {**VITDET, "window_size": 3}, {**VITDET, "global_attn_indexes": (1,)}, {**VITDET, "position": "relative"},
         {"use_rel_pos_bias": True}, {"class_token": False}, {"learned_pos_embed": True},
-        {"pos_embed_resize": "bicubic"}, {"pretrain_img_size": 32}, {"pos_embed_resize": "timm", "pretrain_img_size": 32},
-        {"learned_pos_embed": "pretraining", "pretrain_img_size": 32}, {"position": "none"},
-        {"learned_pos_embed": True, "pretrain_img_size": 32},
+        {"pos_embed_resize": "bicubic"}, {"pretrain_img_size": 32}, {"position": "none"},
+        {"pos_embed_resize": "timm", "pretrain_img_size": 32}, {"learned_pos_embed": True, "pretrain_img_size": 32},
+        {"learned_pos_embed": "pretraining", "pretrain_img_size": 32},
     ]  # fmt: skip
     assert len({backbone(**kind).describe_positions() for kind in kinds}) == len(kinds)
     assert backbone(**VITDET, position="relative").describe_positions() == (
