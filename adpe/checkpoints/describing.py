@@ -77,21 +77,20 @@ def _check_tensors(said: ModelSpecification, tensors: Mapping[str, Tensor], path
     elif FORM in tensors:
         shown["position"] = "relative_interpolated" if bool(tensors[FORM].any()) else "relative"
     table = tensors.get("pos_embed")
-    if table is not None:
-        shown["learned_pos_embed"] = not is_sincos(table)
-    if said.learned_pos_embed or table is not None:
-        grid = [side // said.patch_size for side in said.pretrain_img_size]
-        rows = table.shape[1] if table is not None and table.ndim == 3 else 0
-        if rows not in (grid[0] * grid[1], grid[0] * grid[1] + 1):
-            raise UserError(
-                f"{path}: {KEY}.pretrain_img_size is {list(said.pretrain_img_size)}, {grid[0]}x{grid[1]} patches, but "
-                f"its pos_embed has {rows} rows. Write or download it again."
-            )
+    shown["learned_pos_embed"] = table is not None and not is_sincos(table)
     for key, value in shown.items():
         if getattr(said, key) != value:
             raise UserError(
                 f"{path}: {KEY}.{key} is {getattr(said, key)!r}, but its tensors show {value!r}. Write or download it "
                 "again."
+            )
+    if table is not None:
+        grid = [side // said.patch_size for side in said.pretrain_img_size]
+        rows = table.shape[1] if table.ndim == 3 else 0
+        if rows not in (grid[0] * grid[1], grid[0] * grid[1] + 1):
+            raise UserError(
+                f"{path}: {KEY}.pretrain_img_size is {list(said.pretrain_img_size)}, {grid[0]}x{grid[1]} patches, but "
+                f"its pos_embed has {rows} rows. Write or download it again."
             )
 
 

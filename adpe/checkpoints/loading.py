@@ -215,6 +215,8 @@ def load_encoder(path: str | Path, verbose: bool = True, **options: Any) -> Visi
     """
     described = describe_encoder(path)
     settled = {**described.specification.options(), **settle_options(options, described, path, "load_encoder")}
+    if not described.known("pretrain_img_size") and "pretrain_img_size" not in options:
+        del settled["pretrain_img_size"]
     try:
         encoder = VisionTransformer(**settled)
     except (TypeError, ValueError) as error:

@@ -257,7 +257,9 @@ class _DictCalls(ast.NodeTransformer):
 
 
 def build_model(path: str | Path, model: str | None = None, **options: Any) -> MaskedAutoencoder | VisionTransformer:
-    """The model that a checkpoint was made with, at its random start; :func:`adpe.load_checkpoint` loads it.
+    """The model that a training checkpoint was made with, at its random start; :func:`adpe.load_checkpoint` loads it.
+
+    For an encoder alone, of any file, see :func:`adpe.load_encoder`.
 
     Args:
         path: a training checkpoint, which knows its model; any other one with `model`.
@@ -280,6 +282,8 @@ def build_model(path: str | Path, model: str | None = None, **options: Any) -> M
             "--model adpe_vit_base_patch16 --set position=relative adversary=coordinate."
         )
     said |= options
+    if said.get("pos_embed_resize") == "resample":  # its name in earlier versions
+        said["pos_embed_resize"] = "timm"
     try:
         return create_encoder(name, **said) if backbone else create_model(name, **said)
     except (TypeError, ValueError) as error:

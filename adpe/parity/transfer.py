@@ -48,6 +48,7 @@ def check_transfer(case: GoldenCase) -> CaseResult:
 
 def fine_tuning_encoder(case: GoldenCase) -> Any:
     """The encoder of the shipped config for fine-tuning, at the sizes of a case, loaded from its parameters."""
+    from mmengine.logging import MMLogger
     from mmengine.registry import MODELS, DefaultScope
 
     from adpe.engine.config import read_config
@@ -59,7 +60,11 @@ def fine_tuning_encoder(case: GoldenCase) -> Any:
         torch.save({"model": case.group("param.")}, file)  # as the reference writes it
         options = {"pretrained": str(file), "image_size": height if height == width else [height, width], **sizes}
         cfg = read_config(CONFIG, options)
+        logger = MMLogger.get_current_instance()
+        level = logger.level
+        logger.setLevel("ERROR")
         with DefaultScope.overwrite_default_scope(cfg.default_scope):
             model = MODELS.build(cfg.model)
         model.init_weights()
+        logger.setLevel(level)
     return model.eval().backbone
