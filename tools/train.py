@@ -14,12 +14,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from adpe.errors import EXIT_INTERRUPTED, EXIT_MISTAKE, UserError, print_error, require
 
+NEEDS = {"torch": "requirements/runtime.txt", "mmengine": "requirements/mm.txt"}
 
-def main(command: str = "train_main", module: str = "adpe.engine.launch") -> int:
-    """Run a command of a module, once what it needs is installed; returns the exit status."""
+
+def main(command: str = "train_main", module: str = "adpe.engine.launch", needs: dict[str, str] = NEEDS) -> int:
+    """Run a command of a module, once the packages that it `needs` are installed; returns the exit status."""
     try:
-        require("torch", "requirements/runtime.txt")
-        require("mmengine", "requirements/mm.txt")
+        for package, requirements in needs.items():
+            require(package, requirements)
         return getattr(importlib.import_module(module), command)()
     except UserError as error:
         print_error(error)

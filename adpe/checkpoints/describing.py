@@ -77,7 +77,8 @@ def _check_tensors(said: ModelSpecification, tensors: Mapping[str, Tensor], path
     elif FORM in tensors:
         shown["position"] = "relative_interpolated" if bool(tensors[FORM].any()) else "relative"
     table = tensors.get("pos_embed")
-    shown["learned_pos_embed"] = table is not None and not is_sincos(table)
+    if table is None or not is_sincos(table):  # a learned table may be as it started
+        shown["learned_pos_embed"] = table is not None
     for key, value in shown.items():
         if getattr(said, key) != value:
             raise UserError(

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 
 from adpe.errors import UserError, require
-from adpe.methods.factory import create_model
-from adpe.methods.mae import MaskedAutoencoder
+from adpe.methods.base import PretrainingMethod
+from adpe.methods.factory import autoencoder_of, create_method
 from adpe.models.factory import create_encoder
 from adpe.models.vit import VisionTransformer
 
@@ -256,7 +256,7 @@ class _DictCalls(ast.NodeTransformer):
         return ast.Dict(keys, [keyword.value for keyword in node.keywords])
 
 
-def build_model(path: str | Path, model: str | None = None, **options: Any) -> MaskedAutoencoder | VisionTransformer:
+def build_model(path: str | Path, model: str | None = None, **options: Any) -> PretrainingMethod | VisionTransformer:
     """The model that a training checkpoint was made with, at its random start; :func:`adpe.load_checkpoint` loads it.
 
     For an encoder alone, of any file, see :func:`adpe.load_encoder`.
@@ -267,7 +267,7 @@ def build_model(path: str | Path, model: str | None = None, **options: Any) -> M
         options: of the model; they go before what the checkpoint says.
 
     Returns:
-        the masked autoencoder of a pretraining checkpoint, the encoder of one of a dense task.
+        the method of a pretraining checkpoint, the encoder of one of a dense task.
 
     Raises:
         UserError: if the checkpoint cannot be read or does not say of which model it is, or for wrong options.
@@ -285,6 +285,9 @@ def build_model(path: str | Path, model: str | None = None, **options: Any) -> M
     if said.get("pos_embed_resize") == "resample":  # its name in earlier versions
         said["pos_embed_resize"] = "timm"
     try:
-        return create_encoder(name, **said) if backbone else create_model(name, **said)
+        if backbone:
+            return create_encoder(name, **said)
+        method = said.pop("method", None) or autoencoder_of(said)
+        return create_method(method, name, **said)
     except (TypeError, ValueError) as error:
         raise UserError(f"No model can be built of {name} and {said}: {error}") from None

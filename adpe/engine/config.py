@@ -74,8 +74,8 @@ def read_config(path: str | Path, options: dict[str, Any] | None = None) -> Conf
         require(package, "requirements/mm.txt")
     if cfg.get("custom_imports"):
         imports = cfg.custom_imports.get("imports") or []
-        names = [imports] if isinstance(imports, str) else imports
-        cfg.custom_imports["imports"] = [_MOVED.get(name, name) for name in names]
+        modules = [imports] if isinstance(imports, str) else imports
+        cfg.custom_imports["imports"] = [_MOVED.get(module, module) for module in modules]
         try:
             import_modules_from_strings(**cfg.custom_imports)
         except ImportError as error:

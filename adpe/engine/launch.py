@@ -22,6 +22,7 @@ from adpe.engine.hooks.recording import config_sha256
 from adpe.engine.precision import request_precision, settle_precision
 from adpe.engine.processes import check_launcher, join, lock_work_dir, lost_process, unlock_work_dirs
 from adpe.engine.reproducible import make_reproducible
+from adpe.engine.resolved_protocol import swept_paths, task_protocol
 from adpe.engine.runner import AdPERunner
 from adpe.engine.start import settle_start
 from adpe.errors import EXIT_INTERRUPTED, EXIT_LOST, EXIT_MISTAKE, EXIT_PREEMPTED, UserError, print_error
@@ -149,6 +150,10 @@ def train(args: argparse.Namespace) -> AdPERunner:
     if cfg.get("record"):
         cfg.record.update(config=str(cfg.filename), config_sha256=config_sha256(source))
 
+    task, swept = None, []
+    if cfg.get("record") and os.environ.get("RANK", "0") == "0":
+        options = {**(args.cfg_options or {}), **({} if args.seed is None else {"seed": args.seed})}
+        task, swept = task_protocol(args.config, options), swept_paths(args.config, options, cfg)
     processes = int(os.environ["WORLD_SIZE"]) if args.launcher != "none" else 1
     batch = apply_effective_batch(cfg, processes)
     _fit_to_device(cfg, args.launcher)
@@ -157,6 +162,7 @@ def train(args: argparse.Namespace) -> AdPERunner:
     precision = settle_precision(cfg)
     make_reproducible(cfg, cfg.randomness.seed, batch.accumulation)
     runner = AdPERunner.from_cfg(cfg)
+    runner.source = source, swept, task
     for line in filter(None, (str(batch), precision)):
         runner.logger.info(line)
     if runner.rank == 0:

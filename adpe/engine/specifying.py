@@ -12,21 +12,16 @@ from adpe.engine.hooks.recording import config_sha256
 from adpe.engine.start import normalisation
 from adpe.engine.unwrapped import unwrapped
 from adpe.files import ROOT
+from adpe.methods.base import PretrainingMethod
 from adpe.models.specification import ModelSpecification, specification_of
 from adpe.models.vit import VisionTransformer
 
 
 def encoder_in(model: nn.Module) -> VisionTransformer | None:
-    """The encoder of a pretraining model, classifier, segmentor or detector; None if it has none of ours."""
+    """The encoder that a pretraining exports, or that a classifier, segmentor or detector has; None if not ours."""
     inner = getattr(model, "model", None)
-    for candidate in (
-        getattr(inner, "encoder", None),
-        getattr(model, "encoder", None),
-        getattr(model, "backbone", None),
-    ):
-        if isinstance(candidate, VisionTransformer):
-            return candidate
-    return next((module for module in model.modules() if isinstance(module, VisionTransformer)), None)
+    found = inner.exported() if isinstance(inner, PretrainingMethod) else getattr(model, "backbone", None)
+    return found if isinstance(found, VisionTransformer) else None
 
 
 def specification_of_run(runner: Any) -> ModelSpecification | None:
@@ -36,9 +31,13 @@ def specification_of_run(runner: Any) -> ModelSpecification | None:
     if encoder is None:
         return None
     found = {name: tuple(part / white for part in values) for name, (_, values, white) in normalisation(cfg).items()}
+    inner = getattr(model, "model", None)
+    if isinstance(inner, PretrainingMethod) and inner.unit_pixels:
+        found = {"mean": (0.0,) * len(found["mean"]), "std": (1.0,) * len(found["std"])} if found else {}
     found = {name: values for name, values in found.items() if len(values) == encoder.patch_embed.proj.in_channels}
     record = cfg.get("record") or {}
-    method = unquote(str(record.get("method") or ""))
+    title = inner.title if isinstance(inner, PretrainingMethod) else ""
+    method = unquote(str(record.get("method") or title))
     by_epoch = bool((cfg.get("train_cfg") or {}).get("by_epoch"))
     accumulated = max(int((cfg.get("optim_wrapper") or {}).get("accumulative_counts", 1)), 1)
     return specification_of(

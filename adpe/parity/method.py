@@ -21,17 +21,11 @@ from torch.func import functional_call
 from adpe.checkpoints.loading import load_checkpoint, save_checkpoint
 from adpe.checkpoints.names import to_our_names
 from adpe.errors import UserError
-from adpe.methods.mae import MaskedAutoencoder
-from adpe.methods.parameter_groups import parameter_groups
+from adpe.methods.adpe import AdPE
+from adpe.methods.factory import masked_autoencoder
+from adpe.methods.mae import MAE
 from adpe.models.vit import FORM, Position, VisionTransformer
-from adpe.parity.cases import (
-    NOISE,
-    CaseResult,
-    GoldenCase,
-    compare_gradients,
-    largest_error,
-    relative_error,
-)  # fmt: skip
+from adpe.parity.cases import NOISE, CaseResult, GoldenCase, compare_gradients, largest_error, relative_error
 from adpe.parity.transfer import check_transfer
 
 
@@ -61,7 +55,7 @@ def check_case(case: GoldenCase) -> CaseResult:
     return _check_pretraining(case, model)
 
 
-def _check_pretraining(case: GoldenCase, model: MaskedAutoencoder) -> CaseResult:
+def _check_pretraining(case: GoldenCase, model: MAE) -> CaseResult:
     data = case.arrays
     images, noise = data["input.images"], data["input.noise"]
     loss = model(images, noise)
@@ -78,12 +72,13 @@ def _check_pretraining(case: GoldenCase, model: MaskedAutoencoder) -> CaseResult
     return case.result(errors, remark)
 
 
-def _check_trajectory(case: GoldenCase, model: MaskedAutoencoder) -> CaseResult:
-    options, data, adversary = case.options, case.arrays, model.adversary
-    if adversary is None:
+def _check_trajectory(case: GoldenCase, model: MAE) -> CaseResult:
+    options, data = case.options, case.arrays
+    if not isinstance(model, AdPE):
         raise UserError(f"Case {case.name} has no adversary, whose trajectory it could hold.")
+    adversary = model.adversary
     adversary.norm, adversary.epsilon = options["norm"], options["epsilon"]
-    groups = parameter_groups(model, options["lr"], options["adversarial_lr"], options["weight_decay"])
+    groups = model.parameter_groups(options["lr"], options["weight_decay"], adversary_lr=options["adversarial_lr"])
     optimizer = torch.optim.AdamW(groups, betas=tuple(options["betas"]))
     # The reader knows a checkpoint by its encoder, which the states of the adversary alone lack.
     encoder = {name: tensor for name, tensor in case.group("param.").items() if name == "blocks.0.attn.qkv.weight"}
@@ -142,7 +137,7 @@ def _check_encoder(case: GoldenCase, position: str) -> CaseResult:
         return case.result({"outputs": relative_error(model.eval()(images), case.arrays["output.logits"])})
 
 
-def _autoencoder(case: GoldenCase, position: str, adversary: str) -> MaskedAutoencoder:
+def _autoencoder(case: GoldenCase, position: str, adversary: str) -> MAE:
     if adversary not in ("none", "embedding", "coordinate"):
         raise UserError(f"Unknown adversary {adversary!r} in case {case.name}: expected none, embedding or coordinate.")
     meta = case.meta
@@ -153,7 +148,7 @@ def _autoencoder(case: GoldenCase, position: str, adversary: str) -> MaskedAutoe
         position="relative_interpolated" if continuous else _position(position),
         **_encoder(config),
     )
-    model = MaskedAutoencoder(
+    model = masked_autoencoder(
         encoder,
         adversary=None if adversary == "none" else adversary,  # type: ignore[arg-type]
         adversary_variant="reference" if (position, adversary) == ("rpe", "embedding") else "masked_keys",

@@ -18,6 +18,7 @@ default_hooks = dict(
     learning_rate_guard=dict(type="AdPELearningRateGuard"),
     gradient_guard=dict(type="AdPEGradientGuard"),
     adversary_guard=dict(type="AdPEAdversaryGuard"),
+    collapse_guard=dict(type="AdPECollapseGuard"),
     evaluation_guard=dict(type="AdPEEvaluationGuard"),
     label_guard=dict(type="AdPELabelGuard"),
     param_scheduler=dict(type="ParamSchedulerHook"),

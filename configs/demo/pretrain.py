@@ -47,7 +47,7 @@ train_dataloader = dict(
 )
 effective_batch = 64
 optim_wrapper = dict(
-    constructor="AdversarialOptimWrapperConstructor",
+    constructor="AdPEPretrainingConstructor",
     optimizer=dict(type="AdamW", lr=lr, betas=(0.9, 0.95), weight_decay=0.05, fused=True),
     paramwise_cfg=dict(adversary_lr=adversary_lr),
 )
