@@ -48,7 +48,7 @@ def specification_of_run(runner: Any) -> ModelSpecification | None:
         recipe=_recipe(cfg.filename),
         seed=runner.seed,
         config_sha256=record.get("config_sha256") or config_sha256(cfg),
-        epochs=runner.epoch if by_epoch else None,
+        epochs=runner.iter // max(len(runner.train_dataloader), 1) if by_epoch else None,
         iterations=runner.iter // accumulated,
     )
 
