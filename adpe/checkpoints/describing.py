@@ -115,6 +115,7 @@ def _infer(tensors: Mapping[str, Tensor], config: Mapping[str, Any], path: str) 
     table, beit = tensors.get("pos_embed"), f"blocks.0.attn{BEIT_TABLE}" in tensors
     side = square_side(table)
     fixed = table is not None and is_sincos(table)
+    position: Any
     if "blocks.0.attn.rel_pos_table" in tensors:
         form = tensors.get(FORM)
         if form is not None:

@@ -145,8 +145,8 @@ def read_json(text: Any, source: str) -> ModelSpecification:
     """
     remedy = "Take a file as this project wrote it, or one without specification."
     if not isinstance(text, str) or len(text) > LONGEST:
-        said = f"{len(text)} characters" if isinstance(text, str) else f"a {type(text).__name__}"
-        raise UserError(f"{source}: {KEY} is {said}, expected JSON of at most {LONGEST} characters. {remedy}")
+        found = f"{len(text)} characters" if isinstance(text, str) else f"a {type(text).__name__}"
+        raise UserError(f"{source}: {KEY} is {found}, expected JSON of at most {LONGEST} characters. {remedy}")
     try:
         said = json.loads(text)
     except (ValueError, RecursionError) as error:
