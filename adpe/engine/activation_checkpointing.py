@@ -56,13 +56,16 @@ def _recomputed(module: nn.Module) -> Callable[..., Any]:
 @contextmanager
 def _running_statistics_kept(module: nn.Module) -> Iterator[None]:
     """BatchNorms normalise as they do, but do not count the batch a second time."""
-    norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.num_batches_tracked is not None]
-    kept = [(norm, norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
-    for norm in norms:
+    kept = [
+        (norm, norm.momentum, count, count.clone())
+        for norm in module.modules()
+        if isinstance(norm, _BatchNorm) and (count := norm.num_batches_tracked) is not None
+    ]
+    for norm, *_ in kept:
         norm.momentum = 0.0
     try:
         yield
     finally:
-        for norm, momentum, count in kept:
+        for norm, momentum, count, before in kept:
             norm.momentum = momentum
-            norm.num_batches_tracked.copy_(count)
+            count.copy_(before)
