@@ -1,4 +1,4 @@
-"""MFM (arXiv 2206.07706): remove a part of an image's spatial frequencies, predict the image, compare the spectra there.
+"""MFM (arXiv 2206.07706): remove spatial frequencies of an image, predict the image, compare the spectra there.
 
 The encoder sees every patch of the damaged image and no mask token; a linear head predicts pixels. The restoration
 tasks of the same paper (super-resolution, deblurring, denoising) share encoder, head and recipe.

@@ -134,7 +134,7 @@ def _miou(case: GoldenCase) -> CaseResult:
         label = torch.where((label == 0) | (label == 255), 255, label - 1)
         prediction = case.arrays[f"input.prediction.{index}"].long()
         areas.append(IoUMetric.intersect_and_union(prediction, label, classes, 255))
-    ours = torch.stack([torch.stack([part for part in image]) for image in areas])
+    ours = torch.stack([torch.stack(list(image)) for image in areas])
     total = ours.sum(0)
     intersection, union = total[0], total[1]
     metrics = IoUMetric.total_area_to_metrics(*total, metrics=["mIoU", "mDice", "mFscore"])

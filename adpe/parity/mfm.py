@@ -86,7 +86,9 @@ def _model(case: GoldenCase, task: Any = "mfm", **options: Any) -> MFM:
     return model.train()
 
 
-def _step(case: GoldenCase, model: MFM, loss: Tensor, prediction: Tensor, **outputs: tuple[Tensor, Tensor]) -> CaseResult:
+def _step(
+    case: GoldenCase, model: MFM, loss: Tensor, prediction: Tensor, **outputs: tuple[Tensor, Tensor]
+) -> CaseResult:
     """Loss, prediction and gradients of a forward and backward pass, and further pairs of ours and theirs."""
     loss.backward()
     ours = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
