@@ -245,6 +245,7 @@ class MFM(PretrainingMethod):
     def title(self) -> str:
         return "MFM" if self.task == "mfm" else f"MFM {self.task}"
 
+    @torch.no_grad()
     def figures(self, views: Sequence[Tensor], mean: Sequence[float], std: Sequence[float]) -> dict[str, Figure]:
         from adpe.viz.figures import draw_images
 

@@ -33,8 +33,8 @@ param_scheduler = [
         formula="seamed_cosine",
         total=epochs,
         warmup=warmup_epochs,
-        start=2.5e-7 / 3e-4,
-        end=2.5e-6 / 3e-4,
+        first=2.5e-7 / 3e-4,
+        last=2.5e-6 / 3e-4,
         lag=1,
         convert_to_iter_based=True,
     )

@@ -22,8 +22,8 @@ class AdPEFormulaScheduler(_ParamScheduler):
         formula: name of the schedule.
         total: steps (epochs with ``convert_to_iter_based``) of the training.
         warmup: of its warm-up.
-        start: first value, as a share of the base value.
-        end: last value, likewise.
+        first: value of the first step, as a share of the base value.
+        last: value that the schedule goes to, likewise; `end` is mmengine's, the step at which a scheduler ends.
         lag: see :func:`adpe.methods.schedules.seamed_cosine`; in steps, never in epochs.
         param_name: "lr" or "weight_decay".
         options: of mmengine's schedulers: ``by_epoch``, ``last_step``.
@@ -38,8 +38,8 @@ class AdPEFormulaScheduler(_ParamScheduler):
         formula: str,
         total: int,
         warmup: int = 0,
-        start: float = 0.0,
-        end: float = 0.0,
+        first: float = 0.0,
+        last: float = 0.0,
         lag: int = 0,
         param_name: str = "lr",
         **options: Any,
@@ -49,7 +49,7 @@ class AdPEFormulaScheduler(_ParamScheduler):
         if not 0 <= warmup < total:
             raise UserError(f"param_scheduler: warmup={warmup} of total={total}: expected 0 <= warmup < total.")
         self.formula = formula
-        self.numbers = {"total": total, "warmup": warmup, "start": start, "end": end, "lag": lag}
+        self.numbers = {"total": total, "warmup": warmup, "start": first, "end": last, "lag": lag}
         super().__init__(optimizer, param_name, **{"begin": 0, "end": INF, **options})
 
     @classmethod
