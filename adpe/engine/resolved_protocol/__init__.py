@@ -67,14 +67,18 @@ def protocol_without_data(path: str | Path, options: dict[str, Any]) -> dict[str
 
 
 def task_protocol(path: str | Path, options: dict[str, Any]) -> dict[str, Any] | None:
-    """The protocol without what is the method's own, without data; None if that is no other config.
+    """The protocol without what is the method's own, without data; None if that is no other config, or none at all.
 
     The method's own are the options that ``record.own`` names, and whatever comes with the file ``pretrained``.
     """
     own = [unquote(name) for name in _names(options.get("record.own"))]
     if not own and not options.get("pretrained"):
         return None
-    return _described(path, {name: value for name, value in options.items() if name not in (*own, "pretrained")})[1]
+    kept = {name: value for name, value in options.items() if name not in (*own, "pretrained")}
+    try:
+        return _described(path, kept)[1]
+    except UserError:
+        return None  # a config that needs its checkpoint, or the method's options, is a protocol of its own
 
 
 def _described(
