@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import DictAction
 from rich.console import Console
 from rich.table import Table as TerminalTable
 from rich.text import Text
@@ -26,6 +25,7 @@ from adpe.leaderboard.published import read_published
 from adpe.leaderboard.ranking import Leaderboard, build_leaderboard
 from adpe.leaderboard.records import read_records
 from adpe.leaderboard.tables import print_terminal, to_csv, to_latex, to_markdown
+from adpe.option_values import OptionAction
 from adpe.suites.local_runner import changed_command, estimate, execute, finished_record
 from adpe.suites.slurm_runner import script_lines, submit
 from adpe.suites.suite import Run, Suite, expand
@@ -63,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--slurm", metavar="PARTITION", help="submit batch jobs instead of starting processes")
     run.add_argument("--gpus-per-node", type=_positive, default=8)
     for name, text in (("pretraining", "every pretraining"), ("task", "every transfer")):
-        run.add_argument(f"--{name}-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help=f"for {text}")
+        run.add_argument(f"--{name}-options", nargs="+", action=OptionAction, metavar="KEY=VALUE", help=f"for {text}")
 
     prepare = add("prepare", _prepare, "Write the data that a suite brings itself; `run` does it too.")
     prepare.add_argument("suite")
