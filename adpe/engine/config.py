@@ -24,8 +24,8 @@ from adpe.errors import UserError, require
 _TOP_LEVEL = {
     *inspect.signature(Runner.__init__).parameters,
     "activation_checkpointing", "compile", "custom_imports", "effective_batch", "efficient_conv_bn_eval",
-    "find_unused_parameters", "model_wrapper_cfg", "record", "record_file", "runner_type", "seed", "strategy",
-    "sync_bn", "tta_model", "tta_pipeline",
+    "find_unused_parameters", "model_wrapper_cfg", "precision", "record", "record_file", "runner_type", "seed",
+    "strategy", "sync_bn", "tta_model", "tta_pipeline",
 } - {"self", "cfg"}  # fmt: skip
 # Modules that configs of earlier versions import, to where they are now.
 _MOVED = {"adpe.engine.detection_heads": "adpe.transfer.detection_heads"}
@@ -65,8 +65,8 @@ def read_config(path: str | Path, options: dict[str, Any] | None = None) -> Conf
         require(package, "requirements/mm.txt")
     if cfg.get("custom_imports"):
         imports = cfg.custom_imports.get("imports") or []
-        names = [imports] if isinstance(imports, str) else imports
-        cfg.custom_imports["imports"] = [_MOVED.get(name, name) for name in names]
+        modules = [imports] if isinstance(imports, str) else imports
+        cfg.custom_imports["imports"] = [_MOVED.get(module, module) for module in modules]
         try:
             import_modules_from_strings(**cfg.custom_imports)
         except ImportError as error:

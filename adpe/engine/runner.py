@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import DataLoader
 
-from adpe.engine.hooks.checkpointing import read_training_checkpoint
+from adpe.engine.hooks.checkpointing import make_plain, read_training_checkpoint
+from adpe.engine.precision import precision_of
 from adpe.engine.reproducible import position, set_random_state
 from adpe.engine.resumption import Division, Resumption
 from adpe.engine.schedules import fit_schedule
@@ -30,9 +31,12 @@ class AdPERunner(Runner):
 
     Attributes:
         strict_load: whether a checkpoint must have exactly the model's parameters, as for evaluating and resuming.
+        source: for the record, the config as it was read, the paths in it that a sweep sets, and the protocol of the
+            task (`adpe.engine.resolved_protocol`); set by the launcher.
     """
 
     strict_load = False
+    source: tuple[Any, Sequence[str], dict[str, Any] | None]
     _random_state: dict[str, Any] | None = None
     _resumption: Resumption | None = None
 
@@ -69,6 +73,12 @@ class AdPERunner(Runner):
 
         return super().build_param_scheduler(fit(scheduler))
 
+    def call_hook(self, fn_name: str, **kwargs: Any) -> None:
+        """As mmengine's, and after all hooks saw a checkpoint, whichever saves it, it is reduced to plain types."""
+        super().call_hook(fn_name, **kwargs)
+        if fn_name == "before_save_checkpoint":
+            make_plain(kwargs["checkpoint"])
+
     def save_checkpoint(self, out_dir: str, filename: str, *args: Any, **kwargs: Any) -> None:
         """Save as mmengine does, but to a temporary file that replaces `filename` once it is verified readable.
 
@@ -78,7 +88,12 @@ class AdPERunner(Runner):
         if not is_main_process():
             return
         path = Path(out_dir, filename)
-        kwargs["meta"] = {**(kwargs.get("meta") or {}), "division": tuple(Division.of(self))}
+        kwargs["meta"] = {
+            **(kwargs.get("meta") or {}),
+            # For a run that measures which precision to take, and is resumed.
+            "precision": precision_of(self.cfg.get("optim_wrapper") or {}),
+            "division": tuple(Division.of(self)),
+        }
         try:
             with atomic_write(path) as temporary:
                 super().save_checkpoint(out_dir, temporary.name, *args, **kwargs)

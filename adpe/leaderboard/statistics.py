@@ -1,23 +1,26 @@
-"""How sure a comparison is: spread over seeds, t intervals, bootstrap over images, and the sentence that says so.
+"""How sure a comparison is: spread over seeds, t intervals, and the sentence that says so.
 
-Seeds answer "would it happen again if trained again?", images answer "would it happen again on other images?". The two
-doubts are different; every `Difference` carries which one its interval covers.
+Seeds answer "would it happen again if trained again?", images (`adpe.leaderboard.bootstrap`) answer "would it happen
+again on other images?". The two doubts are different; every `Difference` carries which one its interval covers. Needs
+the standard library alone.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-
-import numpy as np
-from scipy import stats
+from functools import lru_cache
 
 from adpe.errors import UserError
 
 PAIRED_T = "paired t"
 WELCH_T = "Welch t"
 BOOTSTRAP = "paired bootstrap"
+# Why there is no interval.
+ONE_SEED = "one seed"
+NO_SPREAD = "no spread"
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class Summary:
         count: number of values.
         mean: arithmetic mean.
         std: sample standard deviation (ddof=1), None for one value.
-        low, high: ends of the t interval of the mean, None for one value.
+        low, high: ends of the t interval of the mean, None for one value and for equal ones.
         confidence: coverage of the interval, e.g. 0.95.
     """
 
@@ -50,6 +53,7 @@ class Difference:
         confidence: coverage of the interval.
         method: `PAIRED_T`, `WELCH_T`, `BOOTSTRAP`, or None without an interval.
         counts: seeds of a and of b; for the bootstrap the number of images, twice.
+        reason: `ONE_SEED` or `NO_SPREAD` where there is no interval.
     """
 
     mean: float
@@ -58,6 +62,7 @@ class Difference:
     confidence: float
     method: str | None
     counts: tuple[int, int]
+    reason: str | None = None
 
     @property
     def is_clear(self) -> bool:
@@ -68,22 +73,34 @@ class Difference:
 def summarise(values: Sequence[float], confidence: float = 0.95) -> Summary:
     """Mean, sample standard deviation (ddof=1) and Student's t interval of the mean.
 
+    Equal values have no interval: that they agree to the last digit says that they were rounded, or that nothing was
+    learnt, not that the mean is known exactly.
+
     Raises:
         UserError: for no values or a value that is not finite.
     """
-    array = _finite(values, "values")
-    if array.size == 1:
-        return Summary(1, float(array[0]), None, None, None, confidence)
-    mean, std = float(array.mean()), float(array.std(ddof=1))
-    half = _t_quantile(array.size - 1, confidence) * std / math.sqrt(array.size)
-    return Summary(int(array.size), mean, std, mean - half, mean + half, confidence)
+    numbers = _finite(values, "values")
+    mean = statistics.fmean(numbers)
+    if len(numbers) == 1:
+        return Summary(1, mean, None, None, None, confidence)
+    if same(numbers):
+        return Summary(len(numbers), mean, 0.0, None, None, confidence)
+    std = statistics.stdev(numbers)
+    half = t_quantile(len(numbers) - 1, confidence) * std / math.sqrt(len(numbers))
+    return Summary(len(numbers), mean, std, mean - half, mean + half, confidence)
+
+
+def same(values: Sequence[float]) -> bool:
+    """Whether the values are equal up to rounding errors of float64."""
+    return max(values) - min(values) <= 1e-12 * max(1.0, *map(abs, values))
 
 
 def seed_difference(a: Mapping[int, float], b: Mapping[int, float], confidence: float = 0.95) -> Difference:
     """Difference `a - b` of two methods over seeds.
 
     Runs of the same seed share data order and masks, so equal sets of at least two seeds give a paired t interval;
-    other sets of at least two each give Welch's interval for unequal variances. One seed on either side gives none.
+    other sets of at least two each give Welch's interval for unequal variances. One seed on either side gives none, and
+    neither do differences (or values) without any spread.
 
     Args:
         a: seed -> metric of the first.
@@ -94,113 +111,28 @@ def seed_difference(a: Mapping[int, float], b: Mapping[int, float], confidence: 
         UserError: for no values or a value that is not finite.
     """
     x, y = _finite(list(a.values()), "a"), _finite(list(b.values()), "b")
-    mean = float(x.mean() - y.mean())
-    counts = (int(x.size), int(y.size))
+    mean = statistics.fmean(x) - statistics.fmean(y)
+    counts = (len(x), len(y))
     if min(counts) < 2:
-        return Difference(mean, None, None, confidence, None, counts)
+        return Difference(mean, None, None, confidence, None, counts, ONE_SEED)
     if set(a) == set(b):
         paired = summarise([a[seed] - b[seed] for seed in a], confidence)
+        if paired.low is None:
+            return Difference(paired.mean, None, None, confidence, None, counts, NO_SPREAD)
         return Difference(paired.mean, paired.low, paired.high, confidence, PAIRED_T, counts)
-    variances = x.var(ddof=1) / x.size, y.var(ddof=1) / y.size
-    error = math.sqrt(sum(variances))
-    if error == 0:
-        return Difference(mean, mean, mean, confidence, WELCH_T, counts)
+    if same(x) and same(y):
+        return Difference(mean, None, None, confidence, None, counts, NO_SPREAD)
+    variances = statistics.variance(x) / len(x), statistics.variance(y) / len(y)
     # Welch-Satterthwaite degrees of freedom.
-    freedom = sum(variances) ** 2 / (variances[0] ** 2 / (x.size - 1) + variances[1] ** 2 / (y.size - 1))
-    half = _t_quantile(freedom, confidence) * error
+    freedom = sum(variances) ** 2 / (variances[0] ** 2 / (len(x) - 1) + variances[1] ** 2 / (len(y) - 1))
+    half = t_quantile(freedom, confidence) * math.sqrt(sum(variances))
     return Difference(mean, mean - half, mean + half, confidence, WELCH_T, counts)
-
-
-def mean_iou(areas: np.ndarray) -> float:
-    """Mean IoU in percent from per-image areas, as mmseg computes it: areas are summed over images, then divided.
-
-    Args:
-        areas: (images, classes, 2), intersection and union in pixels. Classes without any union are left out.
-    """
-    intersection, union = np.asarray(areas, dtype=np.float64).sum(axis=0).T
-    present = union > 0
-    if not present.any():
-        return math.nan
-    return float(100.0 * np.mean(intersection[present] / union[present]))
-
-
-def image_difference(
-    a: np.ndarray,
-    b: np.ndarray,
-    statistic: Callable[[np.ndarray], float] = np.mean,
-    *,
-    confidence: float = 0.95,
-    resamples: int = 2000,
-    seed: int = 0,
-) -> Difference:
-    """Difference `statistic(a) - statistic(b)` with a paired percentile bootstrap over images.
-
-    Images are drawn with replacement, the same ones for both models, and the statistic is computed anew on each draw
-    (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, section 13.3). It says nothing about seeds.
-
-    Args:
-        a: (images, ...) per-image statistics of the first model: scores (images,), or areas as `mean_iou` takes.
-        b: the same of the second model on the same images in the same order.
-        statistic: maps the array of the drawn images to one number.
-        confidence: coverage of the interval.
-        resamples: number of draws.
-        seed: of the draws.
-
-    Raises:
-        UserError: if the shapes differ or there are fewer than two images.
-    """
-    a, b = np.asarray(a), np.asarray(b)
-    if a.shape != b.shape:
-        raise UserError(
-            f"per-image statistics differ in shape: {a.shape} and {b.shape}; evaluate both on the same images."
-        )
-    images = len(a) if a.ndim else 0
-
-    def difference(drawn: np.ndarray) -> float:
-        return float(statistic(a[drawn])) - float(statistic(b[drawn]))
-
-    return bootstrap_difference(difference, images, confidence=confidence, resamples=resamples, seed=seed)
-
-
-def bootstrap_difference(
-    difference: Callable[[np.ndarray], float],
-    images: int,
-    *,
-    confidence: float = 0.95,
-    resamples: int = 2000,
-    seed: int = 0,
-) -> Difference:
-    """The bootstrap of `image_difference` for a difference that is any function of the images drawn.
-
-    Args:
-        difference: maps indices of images, repeated ones included, to the difference of the two models on them.
-        images: number of images.
-        confidence: coverage of the interval.
-        resamples: number of draws.
-        seed: of the draws.
-
-    Raises:
-        UserError: if there are fewer than two images.
-    """
-    if images < 2:
-        raise UserError("a bootstrap over images needs per-image statistics of at least two images.")
-    every = np.arange(images)
-    low, high = stats.bootstrap(
-        (every,),
-        difference,
-        n_resamples=resamples,
-        vectorized=False,
-        method="percentile",
-        confidence_level=confidence,
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return Difference(difference(every), float(low), float(high), confidence, BOOTSTRAP, (images, images))
 
 
 def describe_interval(difference: Difference, digits: int = 2) -> str:
     """The interval in words: ``"95% interval 1.10 to 5.32, paired t over 3 seeds"`` or ``"one seed: no interval"``."""
     if difference.low is None or difference.high is None:
-        return "one seed: no interval"
+        return f"{difference.reason or ONE_SEED}: no interval"
     first, second = difference.counts
     over = {
         PAIRED_T: f"{first} seeds",
@@ -232,6 +164,8 @@ def describe_difference(
         opening = f"{a} is {size} {metric} {direction} {b}"
         if not higher_is_better:
             opening += ", which is better" if difference.mean < 0 else ", which is worse"
+    if difference.low is None and difference.reason == NO_SPREAD:
+        return f"{opening}. The {difference.counts[0]} values have no spread: no interval, rounded or equal numbers."
     if difference.low is None:
         return f"{opening}. One seed: no interval, so this may be seed noise."
     opening += f" ({describe_interval(difference, digits)})"
@@ -243,17 +177,57 @@ def describe_difference(
     return f"{opening}: the interval includes 0, so these seeds do not tell the two apart."
 
 
-def _t_quantile(freedom: float, confidence: float) -> float:
-    return float(stats.t.ppf((1 + confidence) / 2, freedom))
+@lru_cache(maxsize=256)
+def t_quantile(freedom: float, confidence: float) -> float:
+    """The t with ``P(|T| <= t) = confidence`` of Student's distribution with `freedom` degrees of freedom.
+
+    scipy's ``stats.t.ppf((1 + confidence) / 2, freedom)``, without waiting a second for its import.
+    """
+    low, high = 0.0, 1.0
+    while _t_tails(high, freedom) > 1 - confidence:
+        low, high = high, 2 * high
+    while high - low > 1e-13 * high:
+        middle = (low + high) / 2
+        if middle in (low, high):
+            break
+        low, high = (middle, high) if _t_tails(middle, freedom) > 1 - confidence else (low, middle)
+    return (low + high) / 2
 
 
-def _finite(values: Sequence[float], name: str) -> np.ndarray:
-    array = np.asarray(list(values), dtype=np.float64)
-    if array.size == 0:
+def _t_tails(t: float, freedom: float) -> float:
+    """``P(|T| > t)``, the incomplete beta function I_x(freedom / 2, 1 / 2) at x = freedom / (freedom + t^2)."""
+    x, a, b = freedom / (freedom + t * t), freedom / 2, 0.5
+    if x >= 1:
+        return 1.0
+    front = math.exp(math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x))
+    if x < (a + 1) / (a + b + 2):
+        return front * _beta_fraction(x, a, b) / a
+    return 1 - front * _beta_fraction(1 - x, b, a) / b
+
+
+def _beta_fraction(x: float, a: float, b: float) -> float:
+    """The continued fraction of the incomplete beta function (DLMF 8.17.22), by Lentz's method."""
+    c, d = 1.0, 1 / (1 - (a + b) * x / (a + 1))
+    value = d
+    for m in range(1, 1000):
+        before = value
+        even = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
+        odd = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))
+        for numerator in (even, odd):
+            c, d = 1 + numerator / c, 1 / (1 + numerator * d)
+            value *= c * d
+        if abs(value - before) < 1e-16 * abs(value):
+            break
+    return value
+
+
+def _finite(values: Sequence[float], name: str) -> list[float]:
+    numbers = [float(value) for value in values]
+    if not numbers:
         raise UserError(f"{name}: no values to summarise.")
-    if not np.isfinite(array).all():
-        raise UserError(f"{name}: {array.tolist()} has a value that is not finite; leave such runs out and say so.")
-    return array
+    if not all(map(math.isfinite, numbers)):
+        raise UserError(f"{name}: {numbers} has a value that is not finite; leave such runs out and say so.")
+    return numbers
 
 
 def _number(value: float, digits: int) -> str:

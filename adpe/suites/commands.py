@@ -3,34 +3,31 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import json
 import os
 import shlex
 import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.table import Table as TerminalTable
-from rich.text import Text
-
-from adpe.errors import UserError, print_error
+from adpe.errors import UserError, print_error, require
 from adpe.files import ROOT, atomic_write
-from adpe.leaderboard import claims, readme
-from adpe.leaderboard.collect import collect
-from adpe.leaderboard.compare import compare, select
-from adpe.leaderboard.metafile import write_metafiles
 from adpe.leaderboard.published import read_published
 from adpe.leaderboard.ranking import Leaderboard, build_leaderboard
-from adpe.leaderboard.records import read_records
+from adpe.leaderboard.records import read_records, share_protocols
 from adpe.leaderboard.tables import print_terminal, to_csv, to_latex, to_markdown
 from adpe.option_values import OptionAction
-from adpe.suites.local_runner import changed_command, estimate, execute, finished_record
-from adpe.suites.slurm_runner import script_lines, submit
-from adpe.suites.suite import Run, Suite, expand
-from adpe.suites.suite_file import FOLDER, read_suite
 
+# A table is made of records: torch, mmengine and rich are imported by the commands that need them.
+if TYPE_CHECKING:
+    from adpe.suites.slurm_runner import Cluster
+    from adpe.suites.suite import Run, Suite
+
+RECORDS = ROOT / "benchmarks" / "records"
+SUITES = ROOT / "benchmarks" / "suites"
 SUITES_DIR = "work_dirs/suites"
 
 
@@ -38,7 +35,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command. Returns the exit status: 0, 1 if something failed or is stale, 2 for a user's mistake."""
     args = _parser().parse_args(arguments)
     try:
-        return int(args.command(args, Console()))
+        if args.command in (_run, _protocol, _check):
+            require("torch", "requirements/runtime.txt")
+            require("mmengine", "requirements/mm.txt")
+        return int(args.command(args))
     except (UserError, OSError) as error:
         print_error(error)
         return 2
@@ -62,6 +62,10 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--seeds", type=int, nargs="+", default=[], help="only these of the suite's seeds")
     run.add_argument("--slurm", metavar="PARTITION", help="submit batch jobs instead of starting processes")
     run.add_argument("--gpus-per-node", type=_positive, default=8)
+    run.add_argument("--cpus-per-task", type=_positive, default=5, help="of a Slurm job, for each GPU")
+    run.add_argument("--time", help="limit of a Slurm job, such as 2-00:00:00; a longer run is requeued and resumes")
+    run.add_argument("--account", help="of Slurm")
+    run.add_argument("--sbatch-args", default="", help="further ones, such as --sbatch-args='--qos=long --mem=64G'")
     for name, text in (("pretraining", "every pretraining"), ("task", "every transfer")):
         run.add_argument(f"--{name}-options", nargs="+", action=OptionAction, metavar="KEY=VALUE", help=f"for {text}")
 
@@ -91,6 +95,10 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--resamples", type=_positive, default=1000, help="of the bootstrap over images")
     add_records(sub)
 
+    sub = add("protocol", _protocol, "The resolved protocol of a config, as JSON with its fingerprint.")
+    sub.add_argument("config", help="a config file; it is Python, and is executed")
+    sub.add_argument("--cfg-options", nargs="+", action=OptionAction, metavar="KEY=VALUE", help="change the config")
+
     sub = add("check", _check, "Which published rows we claim to reproduce, and whether we do.")
     sub.add_argument("suites", nargs="*", help="all if none is given")
     add_records(sub)
@@ -103,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("folder", help="of the suite's runs, such as work_dirs/suites/small")
     sub.add_argument("--out", help="file to add them to; default: benchmarks/records/NAME OF THE FOLDER.jsonl")
 
-    sub = add("readme", _readme, "Write the tables of README.md anew.")
+    sub = add("readme", _readme, "Write the tables of benchmarks/README.md anew.")
     sub.add_argument("--check", action="store_true", help="only tell whether they are up to date (status 1 if not)")
     return parser
 
@@ -116,7 +124,11 @@ def _positive(text: str) -> int:
 
 
 def _suites() -> list[str]:
-    return sorted(file.stem for file in FOLDER.glob("*.yaml"))
+    return sorted(file.stem for file in SUITES.glob("*.yaml"))
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
 
 
 def _enter(work_dir: str, suite: Suite) -> Path:
@@ -126,7 +138,14 @@ def _enter(work_dir: str, suite: Suite) -> Path:
     return folder.relative_to(ROOT) if folder.is_relative_to(ROOT) else folder
 
 
-def _run(args: argparse.Namespace, console: Console) -> int:
+def _run(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from adpe.suites.local_runner import estimate, execute
+    from adpe.suites.slurm_runner import submit
+    from adpe.suites.suite import expand
+    from adpe.suites.suite_file import read_suite
+
     suite = read_suite(args.suite)
     folder = _enter(args.work_dir, suite)
     runs = expand(
@@ -134,32 +153,42 @@ def _run(args: argparse.Namespace, console: Console) -> int:
         folder,
         gpus=args.gpus,
         seeds=args.seeds,
-        pretraining_options=args.pretraining_options,
-        task_options=args.task_options,
+        pretraining_options=args.pretraining_options or {},
+        task_options=args.task_options or {},
     )
     if args.dry_run:
         _print_plan(suite, runs, folder, args)
         return 0
     if suite.data:
-        _write_data(suite, folder, console)
+        _write_data(suite, folder)
     if args.slurm:
-        for line in submit(runs, folder, args.slurm, args.gpus_per_node):
-            console.print(line, soft_wrap=True, highlight=False)
+        for line in submit(runs, folder, _cluster(args)):
+            _say(line)
         return 0
     for line in estimate(runs, folder):
-        console.print(line, soft_wrap=True, highlight=False)
-    done = execute(runs, folder, jobs=args.jobs, console=console)
+        _say(line)
+    done = execute(runs, folder, jobs=args.jobs, console=Console())
     return 0 if done else 1
+
+
+def _cluster(args: argparse.Namespace) -> Cluster:
+    from adpe.suites.slurm_runner import Cluster
+
+    arguments = shlex.split(args.sbatch_args)
+    return Cluster(args.slurm, args.gpus_per_node, args.cpus_per_task, args.time, args.account, arguments)
 
 
 def _print_plan(suite: Suite, runs: Sequence[Run], folder: Path, args: argparse.Namespace) -> None:
     """The plan on stdout as a shell script: comments and commands, unwrapped."""
+    from adpe.suites.local_runner import changed_command, estimate, finished_record
+    from adpe.suites.slurm_runner import script_lines
+
     text = textwrap.fill(suite.text, 118, initial_indent="# ", subsequent_indent="# ")
     print(f"# {suite.title}\n{text}\n# In the root of the repository, start to finish:\n")
     if suite.data:
         print(shlex.join(["python", "tools/benchmark.py", "prepare", args.suite, "--work-dir", args.work_dir]))
     if args.slurm:
-        print("\n".join(script_lines(runs, folder, args.slurm, args.gpus_per_node)))
+        print("\n".join(script_lines(runs, folder, _cluster(args))))
     else:
         for run in runs:
             record = finished_record(run, folder)
@@ -179,26 +208,28 @@ def _print_plan(suite: Suite, runs: Sequence[Run], folder: Path, args: argparse.
     print("# cost: " + "\n# ".join(estimate(runs, folder)))
 
 
-def _prepare(args: argparse.Namespace, console: Console) -> int:
+def _prepare(args: argparse.Namespace) -> int:
+    from adpe.suites.suite_file import read_suite
+
     suite = read_suite(args.suite)
     if not suite.data:
-        console.print(f"Suite {suite.name} brings no data; its configs say where they look for them.")
+        _say(f"Suite {suite.name} brings no data; its configs say where they look for them.")
         return 0
-    _write_data(suite, _enter(args.work_dir, suite), console)
+    _write_data(suite, _enter(args.work_dir, suite))
     return 0
 
 
-def _write_data(suite: Suite, folder: Path, console: Console) -> None:
+def _write_data(suite: Suite, folder: Path) -> None:
     from adpe.data.scenes import write_scenes
 
     data = suite.data or {}
     root = write_scenes(folder / "data", data["train"], data["val"], data["unlabelled"], data["size"])
-    console.print(f"Data: {root}", soft_wrap=True, highlight=False)
+    _say(f"Data: {root}")
 
 
 def _records(args: argparse.Namespace) -> tuple[list[tuple[dict[str, Any], Path]], list[str]]:
     """Records with the folder of each run, every record once, and what is wrong with the other lines."""
-    paths = [Path(path) for path in args.records or [readme.RECORDS, ROOT / SUITES_DIR]]
+    paths = [Path(path) for path in args.records or [RECORDS, ROOT / SUITES_DIR]]
     files: list[Path] = []
     for path in paths:
         if path.is_dir():
@@ -216,6 +247,7 @@ def _records(args: argparse.Namespace) -> tuple[list[tuple[dict[str, Any], Path]
         faults += wrong
         # A shared pretraining stands in the file of every suite that uses it.
         records += [(one, _run_folder(file, one)) for one in found if all(one != known for known, _ in records)]
+    share_protocols(record for record, _ in records)
     return records, faults
 
 
@@ -233,12 +265,14 @@ def _board(args: argparse.Namespace) -> tuple[Leaderboard, list[tuple[dict[str, 
     return board, records, published
 
 
-def _table(args: argparse.Namespace, console: Console) -> int:
-    board, _, _ = _board(args)
+def _table(args: argparse.Namespace) -> int:
+    board, records, _ = _board(args)
     if not board.tables:
-        raise UserError("there is nothing to show: no records and no published rows.")
+        wrong = "".join(f"\n  {problem}" for problem in board.problems)
+        found = f"no table of {len(records)} records" if records else "no records"
+        raise UserError(f"there is nothing to show: {found} and no published rows.{wrong}")
     if args.format == "terminal" and not args.out:
-        print_terminal(board, console)
+        print_terminal(board)
         return 0
     formats = {"markdown": to_markdown, "csv": to_csv, "latex": to_latex}
     if args.format == "terminal":
@@ -252,31 +286,65 @@ def _table(args: argparse.Namespace, console: Console) -> int:
     return 0
 
 
-def _page(args: argparse.Namespace, console: Console) -> int:
+def _page(args: argparse.Namespace) -> int:
     from adpe.leaderboard.html.report import write_report
 
     board, records, published = _board(args)
     write_report(args.out, board, records, published)
-    console.print(f"Page: {args.out}", soft_wrap=True, highlight=False)
+    _say(f"Page: {args.out}")
     return 0
 
 
-def _compare(args: argparse.Namespace, console: Console) -> int:
+def _compare(args: argparse.Namespace) -> int:
+    from adpe.leaderboard.compare import compare, select
+
     found, faults = _records(args)
     records = [record for record, _ in found]
     for line in compare(select(args.a, records), select(args.b, records), resamples=args.resamples):
-        console.print(Text(line))
+        _say(line)
     for fault in faults:
-        console.print(Text(f"Reported: {fault}", style="yellow"))
+        _say(f"Reported: {fault}")
     return 0
 
 
-def _check(args: argparse.Namespace, console: Console) -> int:
+def _protocol(args: argparse.Namespace) -> int:
+    from adpe.engine.config import mistake_in_config
+    from adpe.engine.resolved_protocol import resolve
+
+    # Whatever building the objects prints is not part of the answer.
+    with contextlib.redirect_stdout(sys.stderr):
+        try:
+            resolved = resolve(args.config, args.cfg_options or {})
+        except UserError:
+            raise
+        except Exception as error:
+            mistake = mistake_in_config(error)
+            if mistake is None:
+                raise
+            raise mistake from None
+    json.dump(resolved, sys.stdout, indent=1, sort_keys=True)
+    print()
+    missing = [name for name, data in resolved["protocol"]["data"].items() if data is None]
+    if missing:
+        print(f"Not here, and so not in the fingerprint: the images of {', '.join(missing)}.", file=sys.stderr)
+    return 0
+
+
+def _check(args: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.table import Table as TerminalTable
+    from rich.text import Text
+
+    from adpe.leaderboard import claims
+    from adpe.suites.expected import expected_protocol
+    from adpe.suites.suite_file import read_suite
+
+    console = Console()
     suites = [read_suite(name) for name in args.suites or _suites()]
     found, faults = _records(args)
-    verdicts = claims.check_claims(suites, [record for record, _ in found])
+    verdicts = claims.check_claims(suites, [record for record, _ in found], expected_protocol)
     grid = TerminalTable()
-    styles = {claims.PASS: "green", claims.FAIL: "red", claims.NOT_RUN: "dim"}
+    styles = dict(zip(claims.STATES, ("green", "red", "cyan", "yellow", "dim"), strict=True))
     for title in claims.HEADER:
         grid.add_column(title, overflow="fold")
     for verdict, cells in zip(verdicts, claims.lines(verdicts), strict=True):
@@ -291,27 +359,36 @@ def _check(args: argparse.Namespace, console: Console) -> int:
     return 1 if counts[claims.FAIL] else 0
 
 
-def _metafile(args: argparse.Namespace, console: Console) -> int:
-    found, _ = _records(args)
+def _metafile(args: argparse.Namespace) -> int:
+    from adpe.leaderboard.metafile import write_metafiles
+
+    found, faults = _records(args)
+    if not found and faults:
+        raise UserError("no record can be read:" + "".join(f"\n  {fault}" for fault in faults))
     for path in write_metafiles([record for record, _ in found], Path(args.out)):
-        console.print(str(path), soft_wrap=True, highlight=False)
+        _say(str(path))
     return 0
 
 
-def _collect(args: argparse.Namespace, console: Console) -> int:
+def _collect(args: argparse.Namespace) -> int:
+    from adpe.leaderboard.collect import collect
+
     folder = Path(args.folder)
-    target = Path(args.out) if args.out else readme.RECORDS / f"{folder.resolve().name}.jsonl"
+    target = Path(args.out) if args.out else RECORDS / f"{folder.resolve().name}.jsonl"
     added, known, faults = collect(folder, target)
-    console.print(f"{target}: {added} of {known} records added.", soft_wrap=True, highlight=False)
+    _say(f"{target}: {added} of {known} records added.")
     for fault in faults:
-        console.print(Text(f"Reported: {fault}", style="yellow"))
+        _say(f"Reported: {fault}")
     return 0
 
 
-def _readme(args: argparse.Namespace, console: Console) -> int:
-    path = ROOT / "README.md"
+def _readme(args: argparse.Namespace) -> int:
+    from adpe.leaderboard import readme
+
+    path = readme.README
+    name = path.relative_to(ROOT)
     if readme.update(path, check=args.check):
-        console.print("README.md is up to date.")
+        _say(f"{name} is up to date.")
         return 0
-    console.print("README.md is stale: run tools/benchmark.py readme." if args.check else "README.md was rewritten.")
+    _say(f"{name} is stale: run tools/benchmark.py readme." if args.check else f"{name} was rewritten.")
     return 1 if args.check else 0

@@ -184,6 +184,7 @@ val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")
 default_hooks = dict(logger=dict(log_metric_by_epoch=False), checkpoint=dict(by_epoch=False, interval=5000))
 log_processor = dict(by_epoch=False)
+visualizer = dict(type="DetLocalVisualizer")
 # For an encoder of another method: --cfg-options record.method=MAE
 record = dict(
     method="AdPE" if pretrained else "random",

@@ -150,7 +150,6 @@ def test_frameworks_configs_are_read_as_mmengine_reads_them(tmp_path: Path) -> N
     assert read_config(theirs).to_dict() == Config.fromfile(theirs).to_dict()
     assert read_config(theirs).model.width == 16
     # One's own config over it reaches what it does not itself use.
-    (tmp_path / "own").mkdir()
     own = tmp_path.parent / "own_config.py"
     own.write_text(
         f"_base_ = '{configs}/base.py'\nsize = 4\nnorm = dict(type='LN')\nmodel = dict(head=dict(norm=norm))\n"
