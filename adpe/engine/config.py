@@ -19,6 +19,7 @@ from mmengine.utils import import_modules_from_strings
 from adpe.engine.options.paths import check_option, deletions_first, places, put, suggest
 from adpe.engine.options.variables import Variables, find_sources
 from adpe.errors import UserError, require
+from adpe.files import ROOT
 
 # Top-level keys that are used by themselves: a config may leave them out, and --cfg-options may set them.
 _TOP_LEVEL = {
@@ -30,6 +31,14 @@ _TOP_LEVEL = {
 # Modules that configs of earlier versions import, to where they are now.
 _MOVED = {"adpe.engine.detection_heads": "adpe.transfer.detection_heads"}
 _SCOPE_PACKAGES = {"mmseg": ("mmcv", "mmseg"), "mmdet": ("mmcv", "mmdet"), "mmpretrain": ("mmcv", "mmpretrain")}
+
+
+def find_config(path: str | Path) -> Path:
+    """The file of a config by its path, or by its name below configs/: ``pretrain/cifar10_mae``."""
+    path = Path(path)
+    named = ROOT / "configs" / path
+    candidates = (path, ROOT / path, named, named.with_name(f"{named.name}.py"))
+    return next((file for file in candidates if file.is_file()), path)
 
 
 def read_config(path: str | Path, options: dict[str, Any] | None = None) -> Config:
@@ -47,9 +56,9 @@ def read_config(path: str | Path, options: dict[str, Any] | None = None) -> Conf
         UserError: if the file, a base, a key or a required package is missing, the file is not valid, or an option or
             a variable of a config over bases changes nothing.
     """
-    path = Path(path)
+    path = find_config(path)
     if not path.is_file():
-        root = Path(__file__).parents[2] / "configs"
+        root = ROOT / "configs"
         known = [str(file.relative_to(root.parent)) for file in root.rglob("*.py") if "_base_" not in file.parts]
         names = {Path(name).stem: name for name in known}
         near = difflib.get_close_matches(str(path), known, 3, 0.5)

@@ -26,6 +26,7 @@ from adpe.engine.reproducible import make_reproducible
 from adpe.engine.resolved_protocol import swept_paths, task_protocol
 from adpe.engine.runner import AdPERunner
 from adpe.errors import EXIT_INTERRUPTED, EXIT_LOST, EXIT_MISTAKE, EXIT_PREEMPTED, UserError, print_error
+from adpe.evaluations.unrounded import use_unrounded_metrics
 from adpe.files import atomic_write
 from adpe.option_values import OptionAction
 from adpe.transfer.tta import use_tta
@@ -164,6 +165,7 @@ def train(args: argparse.Namespace) -> AdPERunner:
     batch = apply_effective_batch(cfg, processes)
     _fit_to_device(cfg, args.launcher)
     complete_hooks(cfg)
+    use_unrounded_metrics(cfg)
     join(cfg, args.launcher)
     precision = settle_precision(cfg)
     make_reproducible(cfg, cfg.randomness.seed, batch.accumulation)
@@ -192,6 +194,7 @@ def test(args: argparse.Namespace) -> dict[str, float]:
     check_files(cfg, ["test_dataloader"])
     if args.tta:
         use_tta(cfg)
+    use_unrounded_metrics(cfg)
     _fit_to_device(cfg, args.launcher)
     join(cfg, args.launcher)
     if args.out and Path(args.out).suffix not in (".json", ".pkl"):

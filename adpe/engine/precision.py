@@ -140,7 +140,8 @@ def _decide() -> tuple[str, str]:
 
 def _use(cfg: Config, precision: str) -> None:
     cfg.precision = precision
-    cfg.optim_wrapper.pop("dtype", None)
+    for of_amp in ("dtype", *(() if precision == "float16" else ("loss_scale", "use_fsdp"))):
+        cfg.optim_wrapper.pop(of_amp, None)
     cfg.optim_wrapper.type = _WRAPPERS[precision]
     if precision != "float32":
         cfg.optim_wrapper.dtype = precision

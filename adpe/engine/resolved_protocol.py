@@ -12,7 +12,7 @@ import json
 import math
 import random
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from adpe.engine.config import read_config
+from adpe.engine.precision import request_precision, settle_precision
 from adpe.engine.unwrapped import unwrapped
 from adpe.errors import UserError
 from adpe.evaluations.accuracy import classification_protocol
@@ -61,7 +62,7 @@ def resolve(path: str | Path, options: dict[str, Any] | None = None) -> dict[str
         UserError: what reading and building the config raise.
     """
     options = dict(options or {})
-    cfg, own = _described(path, options)
+    cfg, own = _described(path, options, settle_precision)
     with _aside():
         own["data"] = {name: _data(dataset) for name, dataset in _datasets(cfg).items()}
     return compared(own, task_protocol(path, options))
@@ -87,8 +88,13 @@ def task_protocol(path: str | Path, options: dict[str, Any]) -> dict[str, Any] |
     return _described(path, {name: value for name, value in options.items() if name not in (*own, "pretrained")})[1]
 
 
-def _described(path: str | Path, options: dict[str, Any]) -> tuple[Config, dict[str, Any]]:
+def _described(
+    path: str | Path, options: dict[str, Any], settle: Callable[[Config], Any] = lambda cfg: None
+) -> tuple[Config, dict[str, Any]]:
+    """The config and its protocol; `settle` decides what a run decides on its machine."""
     cfg = read_config(path, options)
+    request_precision(cfg)
+    settle(cfg)
     init_default_scope(cfg.get("default_scope", "mmengine"))
     with _aside():
         model = MODELS.build(_copy(cfg.model))

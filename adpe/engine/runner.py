@@ -15,6 +15,7 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import DataLoader
 
+from adpe.engine.activation_checkpointing import checkpoint_activations
 from adpe.engine.hooks.checkpointing import make_plain, read_training_checkpoint
 from adpe.engine.precision import precision_of
 from adpe.engine.reproducible import position, set_random_state
@@ -78,6 +79,15 @@ class AdPERunner(Runner):
         super().call_hook(fn_name, **kwargs)
         if fn_name == "before_save_checkpoint":
             make_plain(kwargs["checkpoint"])
+
+    def train(self) -> nn.Module:
+        """As mmengine's, with a recomputation under `activation_checkpointing` that trains backbones too."""
+        # Taken out, so that mmengine does not do it as well; the launcher has written the config with it.
+        modules = self.cfg.pop("activation_checkpointing", None)
+        if modules:
+            checkpoint_activations(unwrapped(self.model), modules)
+            self.logger.info(f"activation_checkpointing: {modules} recomputed in the backward pass")
+        return super().train()
 
     def save_checkpoint(self, out_dir: str, filename: str, *args: Any, **kwargs: Any) -> None:
         """Save as mmengine does, but to a temporary file that replaces `filename` once it is verified readable.

@@ -31,6 +31,7 @@ FREE_TOP = (
     "work_dir", "resume", "load_from", "launcher", "env_cfg", "randomness", "log_processor", "log_level",
     "visualizer", "experiment_name", "cfg", "default_scope",
     "test_dataloader", "test_cfg", "test_evaluator",  # a record's metrics are those of the validation
+    "precision", "activation_checkpointing",  # the optimizer's wrapper says which precision; the numbers are the same
 )  # fmt: skip
 # Keys and attributes anywhere below.
 FREE = (

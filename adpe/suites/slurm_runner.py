@@ -88,7 +88,8 @@ def submit(runs: Sequence[Run], folder: Path, cluster: Cluster) -> list[str]:
     """
     if shutil.which("sbatch") is None:
         raise UserError("sbatch is not there: --slurm needs Slurm; without it the runs are local processes.")
-    lines, jobs = [], {}
+    lines: list[str] = []
+    jobs: dict[str, str] = {}
     for run in runs:
         work_dir = run.work_dir(folder)
         file = work_dir / "slurm_job"

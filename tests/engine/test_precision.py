@@ -146,6 +146,16 @@ def test_precision_that_is_asked_for(asked: str | None, arguments: tuple, expect
     assert "precision_reason" not in record
 
 
+def test_amp_of_a_strangers_float16_config(tmp_path: Path) -> None:
+    """mmdet's ``AmpOptimWrapper(loss_scale="dynamic")``, which asks for a GPU, in bfloat16."""
+    extra = "optim_wrapper.update(type='AmpOptimWrapper', loss_scale='dynamic', dtype='float16')"
+    path = tiny_training.config(tmp_path, name="tiny.py", extra=extra, iterations=2)
+    record, _ = run(tmp_path, "--amp", path=path)
+    assert record["precision"] == "bfloat16"
+    record, _ = run(tmp_path, "--cfg-options", "precision=float32", path=path)
+    assert record["precision"] == "float32"
+
+
 def test_a_seed_gives_the_same_in_each_precision(tmp_path: Path) -> None:
     """Twice the same weights in bfloat16, others in float32."""
     weights = {}

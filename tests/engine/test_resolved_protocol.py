@@ -100,6 +100,7 @@ PAIRS = {
     "windows of the encoder": (
         DETECTION, {"model.backbone.class_token": False},
         {"model.backbone.class_token": False, "model.backbone.window_size": 2}, "config.model.backbone.window_size"),
+    "float32 or bfloat16": (SEGMENTATION, {}, {"precision": "bfloat16"}, "config.optim_wrapper.type"),
     "clipping": (DETECTION, {}, {"optim_wrapper.clip_grad.max_norm": 1.0}, "config.optim_wrapper.clip_grad.max_norm"),
 }  # fmt: skip
 
@@ -126,8 +127,24 @@ FREE = {
     "visualisation": {"visualizer.vis_backends": []},
     "how often it is validated": {"train_cfg.val_interval": 10},
     "who": {"record.method": "MAE", "record.suite": "mine"},
+    "a precision by name": {"precision": "float32"},
+    "recomputation": {"activation_checkpointing": ["backbone"]},
     "distribution": {"env_cfg.dist_cfg.timeout": 5},
 }
+
+
+def test_the_precision_that_a_machine_decides(tmp_path: Path) -> None:
+    """A run that measured its precision has the protocol of one that was told it."""
+    path = tiny_training.config(tmp_path, iterations=2, extra="precision = 'auto'")
+    assert train_main([str(path), "--work-dir", str(tmp_path / "run")]) == 0
+    (record,) = read_records(tmp_path / "run" / "record.jsonl")[0]
+    kind = {"float32": "OptimWrapper", "bfloat16": "AdPEAutocastOptimWrapper"}[record["precision"]]
+    assert record["protocol"]["config"]["optim_wrapper"]["type"] == kind
+    told = resolve(path, {"precision": record["precision"]})
+    assert changes(told["protocol"], record["protocol"]) == []
+    assert resolve(path)["fingerprint"] in {
+        resolve(path, {"precision": p})["fingerprint"] for p in ("float32", "bfloat16")
+    }
 
 
 @pytest.mark.parametrize("what", FREE)
