@@ -67,7 +67,7 @@ class AdPERunner(Runner):
             parts = node if isinstance(node, (list, tuple)) else [node]
             if not all(isinstance(part, dict) for part in parts):
                 return node
-            kept, notes = fit_schedule(parts, self.max_iters, self.max_epochs, len(self.train_dataloader))
+            kept, notes = fit_schedule(list(parts), self.max_iters, self.max_epochs, len(self.train_dataloader))
             for note in notes:
                 self.logger.warning(f"param_scheduler: {note}")
             return kept

@@ -107,7 +107,6 @@ def test_text_that_is_special_elsewhere_arrives_as_it_is(base: Path) -> None:
 
 
 @pytest.mark.parametrize(("option", "value", "key"), [
-    ("rate", 0.2, r"optim_wrapper\.optimizer\.lr|meant for"),
     ("norm.type", "BN", r"model\.norm\.type"),
     ("pipeline.1.size", (2, 2), r"train_dataloader\.dataset\.pipeline\.1\.size"),
 ])  # fmt: skip
@@ -116,22 +115,21 @@ def test_a_dumped_config_refuses_what_would_change_nothing(base: Path, option: s
     read_config(base).dump(dumped)
     assert read_config(dumped).to_dict() == read_config(base).to_dict()
     read_config(base, {option: value})
-    if option != "rate":  # nothing is called rate in the finished config, so that it may be a key of the user's own
-        with pytest.raises(UserError, match=key):
-            read_config(dumped, {option: value})
-    with pytest.raises(UserError, match="optimizer.lr"):
+    with pytest.raises(UserError, match=key):
+        read_config(dumped, {option: value})
+    with pytest.raises(UserError, match=r"optimizer\.lr"):
         read_config(child(dumped, "lr = 3"))
 
 
 def test_an_option_that_another_one_overrules_is_refused(base: Path) -> None:
     (base.parent / "two.py").write_text("blr = 1.0\nlr = 2 * blr\nmodel = dict(lr=lr)\n")
     assert read_config(base.parent / "two.py", {"blr": 2.0}).model.lr == 4.0
-    with pytest.raises(UserError, match="blr=2.0"):
+    with pytest.raises(UserError, match=r"blr=2\.0"):
         read_config(base.parent / "two.py", {"blr": 2.0, "lr": 3.0})
 
 
 def test_misspelt_variables_of_a_child_are_refused(base: Path) -> None:
-    with pytest.raises(UserError, match="sizes .*size"):
+    with pytest.raises(UserError, match=r"sizes .*size"):
         read_config(child(base, "sizes = 3"))
     with pytest.raises(UserError, match=r"train_dataloader\.batch_size"):
         read_config(child(base, "batch_size = 3"))

@@ -32,7 +32,8 @@ def test_text_to_value(text: str) -> None:
 
 @pytest.mark.parametrize("value", [
     1, 1.0, 100.0, 1 / 3, 5e-5, float("-inf"), True, None, "", "a b", "a,b", "1", "1,2", "None", "[a]", "'q'", "x'y",
-    " lead", "'a', 'b'", "a\nb", "{1: 2}", "\\x", "ü (2) [3]", [1, "a, b", "c'd", 'e"f\'g', (1, 2)], (1,), [], {"a": [1.5]},
+    " lead", "'a', 'b'", "a\nb", "{1: 2}", "\\x", "ü (2) [3]", [1, "a, b", "c'd", 'e"f\'g', (1, 2)], (1,), [],
+    {"a": [1.5]},
 ])  # fmt: skip
 def test_value_to_text_and_back(value: object) -> None:
     again = parse_value(option_text(value))

@@ -101,7 +101,7 @@ def _base_names(node: ast.AST) -> set[str]:
         if isinstance(each, ast.Attribute) and isinstance(each.value, ast.Name) and each.value.id == "_base_":
             names.add(each.attr)
         elif isinstance(each, ast.Subscript) and isinstance(each.value, ast.Name) and each.value.id == "_base_":
-            names |= {key.value for key in ast.walk(each.slice) if isinstance(key, ast.Constant)}
+            names |= {str(key.value) for key in ast.walk(each.slice) if isinstance(key, ast.Constant)}
         elif isinstance(each, ast.Constant) and isinstance(each.value, str):
             names |= set(re.findall(r"\{\{\s*_base_\.(\w+)", each.value))
     return names
