@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from adpe.leaderboard.protocol import BEFORE, LOST, changes, protocol_of, words
-from adpe.leaderboard.statistics import Summary, summarise
 from adpe.leaderboard.tasks import is_defined, metric_of, short_names
+from adpe.leaderboard.uncertainty.seeds import Summary, summarise
 from adpe.suites.suite import Claim, Method, Suite, Task, slug, sweep_text
 
 PASS, FAIL, NOT_RUN = "pass", "fail", "not run"

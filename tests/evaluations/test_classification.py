@@ -29,8 +29,8 @@ from adpe.errors import UserError
 from adpe.evaluations.accuracy import AdPEAccuracy, rank_of_label
 from adpe.evaluations.classification import AdPEClassifier, AdPEKNNClassifier
 from adpe.evaluations.frozen_features import FeatureDataset, adpe_collate
-from adpe.leaderboard.paired_images import metrics_of, read_per_image
 from adpe.leaderboard.records import read_records
+from adpe.leaderboard.uncertainty.paired_images import metrics_of, read_per_image
 from adpe.models.factory import create_encoder
 
 TINY = {"model": "adpe_vit_tiny_patch8", "img_size": 32, "embed_dim": 48, "depth": 2, "num_heads": 4}

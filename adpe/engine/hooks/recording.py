@@ -149,11 +149,12 @@ def make_record(
         "schema": SCHEMA,
         "run": f"{Path(runner.work_dir).name}-{runner.seed}",
         "suite": None,
-        "start": None,
         "sweep": None,
         "config": str(cfg.filename),
         "config_sha256": config_sha256(cfg),
         **given,
+        # A file that was loaded is a start, whatever the config calls it.
+        "start": "pretrained" if pretrained else given.get("start"),
         "seed": runner.seed,
         "metrics": metrics,
         "checkpoint": checkpoint,
