@@ -32,7 +32,9 @@ def specification_of_run(runner: Any) -> ModelSpecification | None:
         return None
     found = {name: tuple(part / white for part in values) for name, (_, values, white) in normalisation(cfg).items()}
     inner = getattr(model, "model", None)
-    if isinstance(inner, PretrainingMethod) and inner.unit_pixels:
+    if isinstance(inner, PretrainingMethod) and inner.own_normalisation:
+        found = dict(zip(("mean", "std"), inner.own_normalisation, strict=True))
+    elif isinstance(inner, PretrainingMethod) and inner.unit_pixels:
         found = {"mean": (0.0,) * len(found["mean"]), "std": (1.0,) * len(found["std"])} if found else {}
     found = {name: values for name, values in found.items() if len(values) == encoder.patch_embed.proj.in_channels}
     record = cfg.get("record") or {}

@@ -28,10 +28,10 @@ class AdPEProbeResize(BaseTransform):
     """
 
     def __init__(self, short: int, ratio_range: tuple[float, float] = (1.0, 1.0)) -> None:
-        self.short, self.ratio_range = short, tuple(ratio_range)
+        self.short, (self.smallest, self.largest) = short, ratio_range
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        short = int(self.short * _generator().uniform(*self.ratio_range))
+        short = int(self.short * _generator().uniform(self.smallest, self.largest))
         height, width = results["img"].shape[:2]
         size = resized_size(width, height, short)
         results["img"] = mmcv.imresize(results["img"], size, interpolation="bilinear", backend="pillow")
@@ -52,7 +52,7 @@ class AdPEProbeCrop(BaseTransform):
     """
 
     def __init__(self, crop_size: tuple[int, int]) -> None:
-        self.crop_size = tuple(crop_size)
+        self.crop_size = crop_size[0], crop_size[1]
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
         rng = _generator()

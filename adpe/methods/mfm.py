@@ -92,6 +92,9 @@ class MFM(PretrainingMethod):
     """
 
     unit_pixels: ClassVar[bool] = True
+    mean: Tensor
+    std: Tensor
+    own_normalisation: ClassVar[tuple[tuple[float, ...], tuple[float, ...]] | None] = IMAGENET_MEAN, IMAGENET_STD
 
     def __init__(
         self,

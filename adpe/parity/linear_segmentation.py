@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -175,8 +176,8 @@ def _random_crop(case: GoldenCase) -> CaseResult:
     image, label = case.arrays["input.image"], case.arrays["input.label"]
     (height, width), errors = case.options["crop"], []
     for index, count in enumerate(case.options["draws"]):
-        offsets = iter(case.arrays[f"input.{index}.offsets"].tolist())
-        top, left = crop_offset(label[0].numpy(), (height, width), lambda offsets=offsets: tuple(next(offsets)))
+        offsets = iter([(row, column) for row, column in case.arrays[f"input.{index}.offsets"].tolist()])
+        top, left = crop_offset(label[0].numpy(), (height, width), partial(next, offsets))
         part = slice(None), slice(top, top + height), slice(left, left + width)
         errors.append(relative_error(image[part], case.arrays[f"output.{index}.image"]))
         errors.append(relative_error(label[part], case.arrays[f"output.{index}.label"]))

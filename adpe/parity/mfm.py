@@ -105,7 +105,7 @@ def _filters(case: GoldenCase) -> CaseResult:
         size, _, kind = name.partition("_")
         radii = re.match(r"(?:r|ring)(\d+)(?:_(\d+))?\.", kind)
         assert radii is not None
-        disc = low_pass_filter(int(size), int(radii[1]), radii[2] and int(radii[2]))
+        disc = low_pass_filter(int(size), int(radii[1]), int(radii[2]) if radii[2] else None)
         errors.append(relative_error(disc if name.endswith("low_pass") else ~disc, theirs))
     return case.result({"exact": max(errors)})
 
@@ -187,7 +187,8 @@ def _pretrain_resnet(case: GoldenCase) -> CaseResult:
     inputs = case if "input.images" in case.arrays else case.sibling("pretrain_resnet")
     results = case.sibling("pretrain_resnet_result")
     said, images = inputs.options, inputs.arrays["input.images"]
-    encoder = ResNet(Bottleneck, said["blocks"], channels=said["channels"], num_classes=0, global_pool="")
+    block: Any = Bottleneck
+    encoder = ResNet(block, said["blocks"], channels=said["channels"], num_classes=0, global_pool="")
     model = MFM(encoder, radius=said["mask_radius1"])
     state = to_our_names(inputs.group("param."))
     model.load_state_dict({**state, **inputs.group("buffer.")}, strict=False)

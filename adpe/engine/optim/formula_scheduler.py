@@ -54,12 +54,12 @@ class AdPEFormulaScheduler(_ParamScheduler):
 
     @classmethod
     def build_iter_from_epoch(
-        cls, *args: Any, total: int, warmup: int = 0, epoch_length: int, by_epoch: bool = True, **options: Any
+        cls, optimizer: Any, *, total: int, warmup: int = 0, epoch_length: int, by_epoch: bool = True, **options: Any
     ) -> AdPEFormulaScheduler:
         """The scheduler by iteration of a config by epoch, as mmengine asks for it."""
         if not by_epoch:
             raise UserError("param_scheduler: convert_to_iter_based needs by_epoch=True.")
-        return cls(*args, total=total * epoch_length, warmup=warmup * epoch_length, by_epoch=False, **options)
+        return cls(optimizer, total=total * epoch_length, warmup=warmup * epoch_length, by_epoch=False, **options)
 
     def _get_value(self) -> list[float]:
         share = SCHEDULES[self.formula](self.last_step, peak=1.0, **self.numbers)
