@@ -17,6 +17,7 @@ from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from mmengine.utils import import_modules_from_strings
 
+from adpe.engine.start import settle_start
 from adpe.errors import UserError, require
 from adpe.files import ROOT
 
@@ -43,14 +44,16 @@ def read_config(path: str | Path, options: dict[str, Any] | None = None) -> Conf
     """Read a config, with `options` of the command line put in, and import what it asks for.
 
     An option that names a variable at the top level of the config or of its bases takes effect where the variable is
-    assigned: everything computed from it follows. Other options replace values in the finished config.
+    assigned: everything computed from it follows. Other options replace values in the finished config. What an encoder
+    leaves to the checkpoint that it starts from is filled in (:mod:`adpe.engine.start`).
 
     Args:
         path: a Python config. Reading it executes it.
         options: dotted keys and their values, e.g. ``{"train_cfg.max_iters": 100}``.
 
     Raises:
-        UserError: if the file, a base, a key or a required package is missing, or the file is not valid.
+        UserError: if the file, a base, a key or a required package is missing, the file is not valid, or the encoder
+            contradicts its checkpoint.
     """
     path = find_config(path)
     if not path.is_file():
@@ -90,6 +93,7 @@ def read_config(path: str | Path, options: dict[str, Any] | None = None) -> Conf
             raise UserError(
                 f"config {path}: custom_imports: {error}{cause}. `make doctor` checks what is installed."
             ) from error
+    settle_start(cfg)
     return cfg
 
 

@@ -24,6 +24,7 @@ from adpe.engine.processes import check_launcher, join, lock_work_dir, lost_proc
 from adpe.engine.reproducible import make_reproducible
 from adpe.engine.resolved_protocol import swept_paths, task_protocol
 from adpe.engine.runner import AdPERunner
+from adpe.engine.start import settle_start
 from adpe.errors import EXIT_INTERRUPTED, EXIT_LOST, EXIT_MISTAKE, EXIT_PREEMPTED, UserError, print_error
 from adpe.evaluations.unrounded import use_unrounded_metrics
 from adpe.files import atomic_write
@@ -181,6 +182,7 @@ def test(args: argparse.Namespace) -> dict[str, float]:
             raise UserError(f"config {cfg.filename} has no {name}, which testing needs.")
     read_training_checkpoint(args.checkpoint)  # found unreadable before the model and the data are built
     cfg.load_from, cfg.resume = args.checkpoint, False
+    settle_start(cfg, args.checkpoint)
     # The weights come from the checkpoint that is tested.
     for node in (cfg.model, cfg.model.get("backbone") or {}):
         node.pop("init_cfg", None)

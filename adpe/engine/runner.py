@@ -17,9 +17,12 @@ from adpe.engine.activation_checkpointing import checkpoint_activations
 from adpe.engine.hooks.checkpointing import make_plain, read_training_checkpoint
 from adpe.engine.precision import precision_of
 from adpe.engine.reproducible import position, set_random_state
+from adpe.engine.specifying import specification_of_run
 from adpe.engine.unwrapped import unwrapped
 from adpe.errors import UserError
 from adpe.files import atomic_write
+from adpe.models.specification import KEY
+from adpe.models.vit import FORM
 
 
 @RUNNERS.register_module()
@@ -66,6 +69,9 @@ class AdPERunner(Runner):
         path = Path(out_dir, filename)
         # For a run that measures which precision to take, and is resumed.
         kwargs["meta"] = {**(kwargs.get("meta") or {}), "precision": precision_of(self.cfg.get("optim_wrapper") or {})}
+        specification = specification_of_run(self)
+        if specification is not None:
+            kwargs["meta"][KEY] = specification.to_json()
         try:
             with atomic_write(path) as temporary:
                 super().save_checkpoint(out_dir, temporary.name, *args, **kwargs)
@@ -99,7 +105,8 @@ class AdPERunner(Runner):
         prefixed = all(name.startswith("module.") for name in checkpoint["state_dict"])
         state = {name.removeprefix("module.") if prefixed else name: t for name, t in checkpoint["state_dict"].items()}
         own = model.state_dict()
-        missing = [name for name in own if name not in state]
+        # Checkpoints of earlier versions lack the buffer that names the form of relative positions.
+        missing = [name for name in own if name not in state and not name.endswith(FORM)]
         unexpected = [name for name in state if name not in own]
         shapes = [
             f"{name} is {tuple(state[name].shape)} instead of {tuple(own[name].shape)}"
@@ -119,7 +126,11 @@ class AdPERunner(Runner):
             )
         if faults:
             self.logger.warning(f"{filename}: parameters {'; '.join(faults)}")
-        model.load_state_dict(fitting, strict=False)
+        try:
+            model.load_state_dict(fitting, strict=False)
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1].strip()
+            raise UserError(f"{filename} does not fit the config's model ({type(model).__name__}): {reason}") from None
         self._has_loaded = True
         self._random_state = checkpoint.get("random_state")
         self.logger.info(f"Load checkpoint from {filename}")

@@ -102,7 +102,7 @@ def test_an_existing_file_is_kept_unless_forced(main, source, tmp_path, capsys):
     assert main(source, target, "--to", "timm") == 2
     assert target.read_text() == "precious"
     assert f"error: {target} exists: give another name, or --force" in capsys.readouterr().err
-    assert main(source, target, "--to", "timm", "--force") == 0
+    assert main(source, target, "--to", "timm", "--img-size", 32, "--force") == 0
     assert "pos_embed" in torch.load(target, weights_only=True)
     assert {path.name for path in tmp_path.iterdir()} == {"encoder.safetensors", "out.pth"}
 
