@@ -13,6 +13,7 @@ from PIL import Image
 pytest.importorskip("mmseg")
 pytest.importorskip("mmdet")
 from built_configs import ADE20K, CASCADE, COCO, config, meta_model, schedule
+from mmengine.config import Config
 from mmengine.registry import DATASETS, MODELS, DefaultScope
 from torch import nn
 from trainable import batch, trainable
@@ -130,6 +131,22 @@ def test_upernet(name: str, width: int, depth: int, heads: int, out: list, drop_
     assert (optimizer.type, optimizer.lr, optimizer.betas, optimizer.weight_decay) == ("AdamW", lr, (0.9, 0.999), 0.05)
     assert cfg.optim_wrapper.constructor == "AdPELayerDecayOptimWrapperConstructor"
     assert cfg.optim_wrapper.paramwise_cfg == {"layer_decay_rate": 0.65, "compat": "clean"}
+
+
+def test_mmsegs_own_encoder_by_options() -> None:
+    """LayerScale at mmseg's value for MAE (1.0, not its class's 0.1) and a relative bias of zeros, in every block."""
+    import mmseg
+
+    (file,) = Path(mmseg.__file__).parent.glob(".mim/configs/mae/mae-base_upernet_8xb2-amp-160k_ade20k-512x512.py")
+    theirs = Config.fromfile(str(file)).model.backbone
+    options = {"crop_size": (64, 64), "model.backbone.init_values": theirs.init_values}
+    options |= {"model.backbone.use_rel_pos_bias": True, "model.backbone.embed_dim": 48, "model.backbone.num_heads": 4}
+    with DefaultScope.overwrite_default_scope("mmseg"):
+        encoder = MODELS.build(config(ADE20K[0], options).model.backbone)
+    assert theirs.init_values == 1.0
+    for block in encoder.blocks:
+        assert (block.ls1.gamma == 1.0).all() and (block.ls2.gamma == 1.0).all()
+        assert not block.attn.relative_position_bias_table.any()
 
 
 def test_upernet_schedule() -> None:

@@ -233,7 +233,7 @@ def _batch(cfg: Config) -> int:
 
 
 def _resolved(cfg: Config) -> dict[str, Any]:
-    """What the Runner is given, but for what is free, with the images of a step in the place of a process's."""
+    """What the Runner is given, but for what is free; how many images a step has stands among the facts."""
     content = cfg.to_dict()
     names = [name for name in inspect.signature(Runner.__init__).parameters if name in content]
     config = {name: as_json(content[name]) for name in names if name not in FREE_TOP}
@@ -244,7 +244,7 @@ def _resolved(cfg: Config) -> dict[str, Any]:
     loader = config.get("train_dataloader")
     if isinstance(loader, dict):
         loader.pop("drop_last", None)
-        loader["batch_size"] = _batch(cfg)
+        loader.pop("batch_size", None)
         (config.get("optim_wrapper") or {}).pop("accumulative_counts", None)
     if isinstance(config.get("val_dataloader"), dict):
         config["val_dataloader"].pop("batch_size", None)
