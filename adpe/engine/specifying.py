@@ -58,7 +58,8 @@ def _pretraining_size(cfg: Any, model: nn.Module) -> tuple[int, int] | None:
     seen = getattr(model, "crop_size", None)
     if seen is not None:
         return (int(seen[0]), int(seen[1]))
-    crops = ((cfg.get("train_dataloader") or {}).get("dataset") or {}).get("crops") or {}
+    dataset = (cfg.get("train_dataloader") or {}).get("dataset") or {}
+    crops = (dataset.get("dataset") or dataset).get("crops") or {}
     return (crops["size"],) * 2 if isinstance(crops.get("size"), int) else None
 
 

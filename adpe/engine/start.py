@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from mmengine.config import Config
 
@@ -63,7 +63,7 @@ def _settle_method(cfg: Config, path: str, described: Any) -> None:
     if given is None:
         # A name with a per cent sign is decoded where the record is made.
         record["method"] = quote(said or Path(path).stem, safe=" +()/,:=")
-    elif said is not None and given not in (said, quote(said), quote(said, safe=" +()/,:=")):
+    elif said is not None and unquote(str(given)) != said:
         raise UserError(f"record.method = {given!r}, but {path} says that it is of {said!r}. Leave record.method out.")
 
 
@@ -72,6 +72,7 @@ def normalisation(cfg: Config) -> dict[str, tuple[str, list[float], float]]:
     found = {}
     preprocessor = (cfg.get("model") or {}).get("data_preprocessor") or {}
     dataset = (cfg.get("val_dataloader") or cfg.get("train_dataloader") or {}).get("dataset") or {}
+    dataset = dataset.get("dataset") or dataset  # wrapped for reproducibility
     for name, default in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
         if preprocessor.get(name) is not None:
             white = 1.0 if preprocessor.get("type") in (None, "AdPECropsPreprocessor") else 255.0

@@ -45,7 +45,8 @@ class VisionTransformer(nn.Module):
             times more (measured on its goldens; the paper does not mention it).
         learned_pos_embed: train `pos_embed`, which starts as the sine-cosine table, or as that of a checkpoint: True
             for a table of `img_size`, resized once when it is loaded (MAE, AdPE, mmseg); "pretraining" for one of
-            `pretrain_img_size`, resized in every forward pass (detectron2's ViTDet). False adds a fixed table.
+            `pretrain_img_size` (224 if that is not known), resized in every forward pass (detectron2's ViTDet). False
+            adds a fixed table.
         drop_path_rate: stochastic depth of the last block; it grows linearly from 0 at the first.
         num_classes: 0 for features; otherwise the mean of the patch tokens, `fc_norm` and a linear `head` (std 2e-5)
             replace the final norm, as in MAE's fine-tuning.
@@ -110,7 +111,8 @@ class VisionTransformer(nn.Module):
         self.pretrain_img_size = None if pretrain_img_size is None else _pair(pretrain_img_size)
         self.pos_embed: nn.Parameter | None = None
         if learned_pos_embed:
-            self.table_size = self.pretraining_size if learned_pos_embed == "pretraining" else self.img_size
+            known = _pair(224) if self.pretrain_img_size is None else self.pretrain_img_size
+            self.table_size = known if learned_pos_embed == "pretraining" else self.img_size
             rows, columns = self.grid_of(self.table_size)
             self.pos_embed = nn.Parameter(torch.zeros(1, 1 + rows * columns, embed_dim))
         if self.relative:

@@ -6,9 +6,8 @@ pass to 64 x 64 patches (bicubic, not antialiased). Relative positions of the me
 within the windows; their tables meet the unscaled query, as in the AdPE repository's encoder for fine-tuning, which has
 no code for them in detection. The rest is detectron2's too: large-scale jitter of 0.1-2 with flip first and Pillow's
 bilinear filter, padding with the mean to a square, pyramid and heads with channel LayerNorm of eps 1e-6, 2 convolutions
-in the RPN,
-an anchor for every object however small (min_pos_iou 0), 4conv1fc box head, no low-quality matches in the box head,
-mask targets drawn from polygons, and the initialisation of all heads.
+in the RPN, an anchor for every object however small (min_pos_iou 0), 4conv1fc box head, no low-quality matches in the
+box head, mask targets drawn from polygons, and the initialisation of all heads.
 Differs from detectron2: an image whose annotations hold the RLE mask of a single object, which detectron2 refuses, has
 bitmaps; mask targets of proposals under a pixel in width or height are drawn as if they had one (mmdet).
 """
@@ -24,8 +23,8 @@ data_root = "data/coco"
 pretrained = None
 # Kind of positions: what the checkpoint says of itself; one that contradicts it is refused.
 position = None
-# Pixels whose absolute table the encoder knows from pretraining, as its checkpoint says: 224 of MAE, 112 of AdPE.
-pretrain_img_size = None if pretrained else 224
+# Pixels whose absolute table the encoder knows from pretraining: 224 of MAE, 112 of AdPE, as the checkpoint says.
+pretrain_img_size = None
 image_size = (1024, 1024)
 num_classes = 80
 norm_cfg = dict(type="AdPELayerNorm2d", eps=1e-6)

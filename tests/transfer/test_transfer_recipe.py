@@ -211,10 +211,7 @@ def test_vitdet_model(name: str) -> None:
         assert attention.rel_pos_h.shape == attention.rel_pos_w.shape == (length, 64)
     assert backbone.cls_token is None
     assert backbone.pos_embed.shape == (1, 1 + 14 * 14, width)  # trained at the grid of pretraining
-    assert (backbone.pos_embed_resize, backbone.table_size, backbone.pretrain_img_size) == (
-        "bicubic",
-        *[(224, 224)] * 2,
-    )
+    assert (backbone.pos_embed_resize, backbone.table_size) == ("bicubic", (224, 224))
     assert isinstance(backbone.norm, nn.Identity)
     rpn = model.rpn_head
     assert (rpn.num_convs, rpn.prior_generator.strides) == (2, [(s, s) for s in (4, 8, 16, 32, 64)])
