@@ -22,6 +22,7 @@ import ast
 import json
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -72,6 +73,8 @@ def convert(
         )
     tensors, more = from_our_names(ours, framework, said.pretrain_img_size[0], str(source))
     left_out |= more
+    if framework == "mmseg":
+        said = replace(said, layer_scale=True)  # of ones, see from_our_names
     carried = {} if missing else {KEY: said.to_json()}
     if target.suffix == ".safetensors":
         save_checkpoint(tensors, target, {"format": "pt", **carried})

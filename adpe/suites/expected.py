@@ -6,7 +6,6 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from adpe.suites.suite import Claim, Method, Suite, sweep_text, task_settings
 
@@ -28,7 +27,7 @@ def expected_protocol(suite: Suite, claim: Claim) -> Mapping[str, Any]:
     method = next(method for method in suite.methods if method.name == claim.method)
     options = task_settings(task, method, claim.point)
     if sweep := sweep_text(claim.point):
-        options["record.sweep"] = quote(sweep)
+        options["record.sweep"] = sweep
     key = str((task.config, method.pretraining, method.options, sorted(options.items(), key=str)))
     if key not in _known:
         with tempfile.TemporaryDirectory() as folder:
@@ -51,7 +50,7 @@ def _untrained(method: Method, path: Path) -> dict[str, str]:
     from adpe.engine.specifying import specification_of_run
 
     # Only the length of a finished run, which no protocol follows from, needs its data.
-    cfg = read_config(method.pretraining, {**method.options, "record.method": quote(method.name)})
+    cfg = read_config(method.pretraining, {**method.options, "record.method": method.name})
     init_default_scope(cfg.get("default_scope", "mmengine"))
     with aside():
         model = MODELS.build(cfg.model)

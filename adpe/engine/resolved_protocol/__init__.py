@@ -11,7 +11,6 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 import numpy as np
 import torch
@@ -71,7 +70,7 @@ def task_protocol(path: str | Path, options: dict[str, Any]) -> dict[str, Any] |
 
     The method's own are the options that ``record.own`` names, and whatever comes with the file ``pretrained``.
     """
-    own = [unquote(name) for name in _names(options.get("record.own"))]
+    own = _names(options.get("record.own"))
     if not own and not options.get("pretrained"):
         return None
     kept = {name: value for name, value in options.items() if name not in (*own, "pretrained")}
@@ -119,7 +118,7 @@ def _in_precision_of(own: dict[str, Any], task: dict[str, Any]) -> dict[str, Any
 
 def swept_paths(path: str | Path, options: Mapping[str, Any], cfg: Config) -> list[str]:
     """Paths of the config that follow from the variables that ``record.sweep`` names (``"lr 0.0001"``)."""
-    words = unquote(str((cfg.get("record") or {}).get("sweep") or "")).split()
+    words = str((cfg.get("record") or {}).get("sweep") or "").split()
     paths: list[str] = []
     for name, text in zip(words[::2], words[1::2], strict=False):
         try:
