@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 from torch import nn
 
@@ -39,7 +38,7 @@ def specification_of_run(runner: Any) -> ModelSpecification | None:
     found = {name: values for name, values in found.items() if len(values) == encoder.patch_embed.proj.in_channels}
     record = cfg.get("record") or {}
     title = inner.title if isinstance(inner, PretrainingMethod) else ""
-    method = unquote(str(record.get("method") or title))
+    method = str(record.get("method") or title)
     by_epoch = bool((cfg.get("train_cfg") or {}).get("by_epoch"))
     accumulated = max(int((cfg.get("optim_wrapper") or {}).get("accumulative_counts", 1)), 1)
     return specification_of(

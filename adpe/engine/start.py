@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, unquote
 
 from mmengine.config import Config
 
@@ -61,9 +60,8 @@ def _settle_method(cfg: Config, path: str, described: Any) -> None:
         return
     said, given = described.specification.method, record.get("method")
     if given is None:
-        # A name with a per cent sign is decoded where the record is made.
-        record["method"] = quote(said or Path(path).stem, safe=" +()/,:=")
-    elif said is not None and unquote(str(given)) != said:
+        record["method"] = said or Path(path).stem
+    elif said is not None and str(given) != said:
         raise UserError(f"record.method = {given!r}, but {path} says that it is of {said!r}. Leave record.method out.")
 
 

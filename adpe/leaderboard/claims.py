@@ -160,6 +160,9 @@ def _miss(
         ("epochs of pretraining", record.get("pretraining_epochs"), method.epochs),
         ("seed", record["seed"] if record["seed"] not in seeds else None, None),
     ]
+    if method.pretraining:
+        recipe = (record.get("pretrained_from") or {}).get("recipe")
+        found.append(("pretraining", recipe, method.pretraining))
     told = [f"{what} {mine} instead of {own}" for what, mine, own in found if mine != own and what != "seed"]
     told += [f"seed {mine} is none of the suite's" for what, mine, _ in found if what == "seed" and mine is not None]
     data = protocol.get("data") or {}

@@ -28,7 +28,7 @@ _REQUIRED: dict[str, type | tuple[type, ...]] = {
 # What tables, page and claims read besides. A fingerprint is text, of records before protocol version 2 a mapping.
 _OPTIONAL: dict[str, type | tuple[type, ...]] = {
     "suite": str, "start": str, "sweep": str, "fingerprint": (str, dict), "task_fingerprint": str, "protocol": dict,
-    "own": dict, "hardware": dict, "per_image": str, "checkpoint": str, "effective_batch": int,
+    "own": dict, "pretrained_from": dict, "hardware": dict, "per_image": str, "checkpoint": str, "effective_batch": int,
     "wall_time_s": (int, float), "pretraining_epochs": (int, float),
 }  # fmt: skip
 _FILES = ("checkpoint", "per_image")

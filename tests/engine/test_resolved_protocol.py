@@ -55,7 +55,7 @@ PAIRS = {
         SEGMENTATION, {}, {"model.backbone.frozen_stages": 4}, "model.backbone.patch_embed.proj.weight"),
     "recomputed or resampled positions": (
         SEGMENTATION, {"model.backbone.pos_embed_resize": "recompute"},
-        {"model.backbone.pos_embed_resize": "resample", "model.backbone.pretrain_img_size": 24},
+        {"model.backbone.pos_embed_resize": "bicubic", "model.backbone.pretrain_img_size": 24},
         "model.backbone.pos_embed_resize"),
     "fixed or learned positions": (
         SEGMENTATION, {}, {"model.backbone.learned_pos_embed": True}, "model.backbone.pos_embed"),
@@ -87,8 +87,8 @@ PAIRS = {
     "decay over layers": (
         FINETUNE, ENCODER, {**ENCODER, "optim_wrapper.paramwise_cfg.layer_decay_rate": 0.9}, "optimizer.groups.0.lr"),
     "pretrain_img_size": (
-        SEGMENTATION, {"model.backbone.pos_embed_resize": "resample", "model.backbone.pretrain_img_size": 48},
-        {"model.backbone.pos_embed_resize": "resample", "model.backbone.pretrain_img_size": 24},
+        SEGMENTATION, {"model.backbone.pos_embed_resize": "bicubic", "model.backbone.pretrain_img_size": 48},
+        {"model.backbone.pos_embed_resize": "bicubic", "model.backbone.pretrain_img_size": 24},
         "model.backbone.pretrain_img_size"),
     "training crop": (
         SEGMENTATION, {}, {"train_dataloader.dataset.pipeline.3.crop_size": [32, 32]},

@@ -26,6 +26,7 @@ from adpe.engine.resolved_protocol import compared, data_protocol, describe
 from adpe.evaluations.per_image import PerImageStatistics
 from adpe.files import ROOT
 from adpe.leaderboard.records import SCHEMA, append_record, file_sha256
+from adpe.transfer.initialisation import described_start
 
 # Top-level config keys that say where and how a run is executed, not what it computes.
 _EXECUTION = (
@@ -139,6 +140,9 @@ def make_record(
     cfg = runner.cfg
     given: dict[str, Any] = cfg.record.to_dict()
     pretrained = next(_pretrained(cfg.model.to_dict()), None) or cfg.get("load_from")
+    origin = _origin(pretrained)
+    if origin and origin["epochs"] is not None:
+        given["pretraining_epochs"] = origin["epochs"]  # what the file says, whatever the command line does
     last = runner.message_hub.runtime_info.get("last_ckpt")
     checkpoint = last if last and os.path.isfile(last) else None
     wrapper = cfg.optim_wrapper
@@ -160,6 +164,7 @@ def make_record(
         "checkpoint": checkpoint,
         "checkpoint_sha256": file_sha256(checkpoint) if checkpoint else None,
         "pretrained_sha256": file_sha256(pretrained) if pretrained and os.path.isfile(pretrained) else None,
+        "pretrained_from": origin,
         "per_image": per_image,
         "per_image_sha256": file_sha256(per_image) if per_image else None,
         "commit": _commit(),
@@ -189,6 +194,16 @@ def _pretrained(node: Any) -> Iterator[str]:
     elif isinstance(node, (list, tuple)):
         for value in node:
             yield from _pretrained(value)
+
+
+def _origin(checkpoint: str | None) -> dict[str, Any] | None:
+    """What a checkpoint says of the run that it comes from; None of one that says nothing."""
+    start = described_start({"checkpoint": checkpoint})
+    if start is None:
+        return None
+    said = start[1].specification
+    origin = {name: getattr(said, name) for name in ("method", "recipe", "epochs", "seed", "config_sha256")}
+    return origin if any(value is not None for value in origin.values()) else None
 
 
 def _commit() -> str | None:

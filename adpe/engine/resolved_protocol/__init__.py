@@ -51,7 +51,7 @@ def resolve(path: str | Path, options: dict[str, Any] | None = None) -> dict[str
     """
     options = dict(options or {})
     cfg, own = _described(path, options, settle_precision)
-    with _aside():
+    with aside():
         own["data"] = {name: data_description(dataset) for name, dataset in _datasets(cfg).items()}
     return compared(own, task_protocol(path, options))
 
@@ -88,7 +88,7 @@ def _described(
     request_precision(cfg)
     settle(cfg)
     init_default_scope(cfg.get("default_scope", "mmengine"))
-    with _aside():
+    with aside():
         model = MODELS.build(_copy(cfg.model))
         optim_wrapper = build_optim_wrapper(model, _copy(cfg.optim_wrapper))
         return cfg, describe(cfg, model, optim_wrapper, swept_paths(path, options, cfg))
@@ -183,7 +183,7 @@ def _datasets(cfg: Config) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _aside() -> Iterator[None]:
+def aside() -> Iterator[None]:
     """Build without a trace: random generators as they were, and nothing in the log of the run that follows."""
     MMLogger.get_instance("protocol", log_level="ERROR")
     state, numbers = random.getstate(), np.random.get_state()

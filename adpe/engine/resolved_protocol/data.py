@@ -14,7 +14,17 @@ from adpe.errors import UserError
 
 _SAMPLE = 64  # images whose contents are hashed, evenly spaced
 # What a data set read: its number, names and contents stand in their own places.
-_CONTENT = ("data_list", "data_bytes", "data_address", "data_prefix", "images", "chosen", "coco", "cat_img_map")
+_CONTENT = (
+    "data_list",
+    "data_bytes",
+    "data_address",
+    "data_prefix",
+    "images",
+    "chosen",
+    "classes",
+    "coco",
+    "cat_img_map",
+)
 
 
 def data_description(dataset: Any) -> dict[str, Any] | None:

@@ -19,7 +19,7 @@ from adpe.leaderboard.protocol import FREE
 _SMALL = 32  # elements of a tensor whose values are part of the protocol
 _DEEP = 8
 # Attributes that tell how far an object is or how it is distributed.
-_STATE = ("training", "is_init", "process_group")
+_STATE = ("training", "is_init", "process_group", "epoch")
 _BARE = ("ModuleList", "Sequential", "ModuleDict")
 # How BatchNorm is shared follows from the number of processes.
 _SAME = dict.fromkeys(("SyncBatchNorm", "BatchNorm2d", "_BatchNormXd", "SyncBN", "MMSyncBN", "BN"), "BatchNorm")
@@ -59,6 +59,13 @@ def attributes(thing: Any, seen: set[int], depth: int = 0) -> dict[str, Any]:
         if name.startswith("_") or name in _STATE or name in FREE or isinstance(value, nn.Module):
             continue
         own[name] = as_json(value, seen, depth + 1)
+    # What our own classes work out from their arguments they tell by properties.
+    for cls in type(thing).__mro__:
+        for name, value in vars(cls).items() if cls.__module__.startswith("adpe.") else ():
+            if isinstance(value, property) and not name.startswith("_") and name not in (*_STATE, *FREE):
+                told = getattr(thing, name)
+                if told is None or isinstance(told, (bool, int, float, str, tuple)):
+                    own[name] = as_json(told, seen, depth + 1)
     return own
 
 
