@@ -36,6 +36,9 @@ model = dict(
 optim_wrapper = dict(
     _delete_=True,
     type="OptimWrapper",
+    # The frozen encoder is left out; norm and biases decay too.
+    constructor="AdPELayerDecayOptimWrapperConstructor",
+    paramwise_cfg=dict(layer_decay_rate=1.0, compat="all"),
     optimizer=dict(type="AdamW", lr=lr, betas=(0.9, 0.999), weight_decay=1e-3, fused=True),
 )
 param_scheduler = [
