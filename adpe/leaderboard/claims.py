@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from adpe.leaderboard.protocol import BEFORE, LOST, changes, protocol_of, words
-from adpe.leaderboard.statistics import Summary, summarise
 from adpe.leaderboard.tasks import is_defined, metric_of, short_names
+from adpe.leaderboard.uncertainty.seeds import Summary, summarise
 from adpe.suites.suite import Claim, Method, Suite, Task, slug, sweep_text
 
 PASS, FAIL, NOT_RUN = "pass", "fail", "not run"
@@ -160,6 +160,9 @@ def _miss(
         ("epochs of pretraining", record.get("pretraining_epochs"), method.epochs),
         ("seed", record["seed"] if record["seed"] not in seeds else None, None),
     ]
+    if method.pretraining:
+        recipe = (record.get("pretrained_from") or {}).get("recipe")
+        found.append(("pretraining", recipe, method.pretraining))
     told = [f"{what} {mine} instead of {own}" for what, mine, own in found if mine != own and what != "seed"]
     told += [f"seed {mine} is none of the suite's" for what, mine, _ in found if what == "seed" and mine is not None]
     data = protocol.get("data") or {}

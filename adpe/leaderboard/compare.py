@@ -11,8 +11,8 @@ from adpe.errors import UserError
 from adpe.files import ROOT
 from adpe.leaderboard.protocol import Change, changes, facts, own_settings, plain, protocol_key, protocol_of, words
 from adpe.leaderboard.records import read_records
-from adpe.leaderboard.statistics import ONE_SEED, Difference, describe_difference, seed_difference
 from adpe.leaderboard.tasks import is_defined, main_metrics, metric_of, short_names
+from adpe.leaderboard.uncertainty.seeds import ONE_SEED, Difference, describe_difference, seed_difference
 
 Record = Mapping[str, Any]
 _Key = tuple[str, str, str]  # task, data set, protocol
@@ -161,7 +161,7 @@ def _over_images(
     gone = [str(path) for path in paths if not path.is_file()]
     if gone:
         return f"The per-image statistics are no longer there ({', '.join(gone)}): no bootstrap over images."
-    from adpe.leaderboard.paired_images import compare_images  # numpy and scipy, which take a second
+    from adpe.leaderboard.uncertainty.paired_images import compare_images  # numpy and scipy, which take a second
 
     differences = compare_images(paths[0], paths[1], [name], confidence=confidence, resamples=resamples)
     if name not in differences:

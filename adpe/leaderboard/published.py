@@ -48,9 +48,23 @@ def read_yaml(path: str | Path) -> Any:
     """
     yaml = require("yaml", "requirements/runtime.txt")  # tables of records alone need the standard library
     try:
-        text = Path(path).read_text(encoding="utf-8")
         # libyaml's safe loader, where PyYAML was built with it, is several times faster.
-        return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        base = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+        class Loader(base):  # type: ignore[misc, valid-type]
+            def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+                """As YAML's, but a key that stands twice is an error: the first value would be lost."""
+                seen = set()
+                for key, _ in node.value:
+                    if not isinstance(key.value, str):
+                        continue  # no name; what reads the content says so
+                    if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
+                        raise yaml.constructor.ConstructorError(problem=f"key {key.value!r} stands twice",
+                                                                problem_mark=key.start_mark)  # fmt: skip
+                    seen.add(key.value)
+                return super().construct_mapping(node, deep)
+
+        return yaml.load(Path(path).read_text(encoding="utf-8"), Loader=Loader)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
     except Exception as error:  # the loader's own, and whatever int, float and date raise on what is tagged as such

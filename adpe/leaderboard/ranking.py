@@ -19,8 +19,8 @@ from typing import Any
 
 from adpe.errors import UserError
 from adpe.leaderboard.protocol import changes, facts, own_settings, protocol_key, protocol_of, words
-from adpe.leaderboard.statistics import Difference, Summary, describe_difference, seed_difference, summarise
 from adpe.leaderboard.tasks import TASKS, is_defined, main_metrics, metric_of, short_names
+from adpe.leaderboard.uncertainty.seeds import Difference, Summary, describe_difference, seed_difference, summarise
 
 OURS = "ours"
 REQUIRED = ("method", "task", "dataset", "metrics", "fingerprint")

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from adpe.errors import UserError
 from adpe.leaderboard.tasks import TASKS
 
 SCHEMA = 1
@@ -27,9 +28,10 @@ _REQUIRED: dict[str, type | tuple[type, ...]] = {
 # What tables, page and claims read besides. A fingerprint is text, of records before protocol version 2 a mapping.
 _OPTIONAL: dict[str, type | tuple[type, ...]] = {
     "suite": str, "start": str, "sweep": str, "fingerprint": (str, dict), "task_fingerprint": str, "protocol": dict,
-    "own": dict, "hardware": dict, "per_image": str, "checkpoint": str, "effective_batch": int,
+    "own": dict, "pretrained_from": dict, "hardware": dict, "per_image": str, "checkpoint": str, "effective_batch": int,
     "wall_time_s": (int, float), "pretraining_epochs": (int, float),
 }  # fmt: skip
+_FILES = ("checkpoint", "per_image")
 # What tells the runs of a file apart: a record that agrees in all of these is the same one written again.
 _IDENTITY = (
     "suite", "run", "method", "task", "dataset", "start", "sweep", "seed", "config_sha256", "checkpoint_sha256",
@@ -129,6 +131,37 @@ def record_fault(record: Any) -> str | None:
         if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
             return f"metric {name} is {value!r} instead of a number"
     return None
+
+
+def collect(folder: Path, target: Path) -> tuple[int, int, list[str]]:
+    """Append the records of `folder` to `target`, with the paths of files told from `folder`.
+
+    Args:
+        folder: of a suite's runs, with its ``records.jsonl``.
+        target: file of records; a record that it has already stays as it is.
+
+    Returns:
+        records added, records of the folder, and what is wrong with the other lines of its file.
+
+    Raises:
+        UserError: if the folder has no file of records.
+    """
+    source = folder / "records.jsonl"
+    if not source.is_file():
+        raise UserError(f"{source} does not exist: expected the folder of a suite, such as work_dirs/suites/small.")
+    records, faults = read_records(source)
+    added = 0
+    for record in records:
+        paths = {name: _told_from(folder, record[name]) for name in _FILES if record.get(name)}
+        added += append_record(target, {**record, **paths})
+    return added, len(records), faults
+
+
+def _told_from(folder: Path, path: str) -> str:
+    """`path` relative to `folder`; of a file elsewhere, which is another machine's business, the name alone."""
+    file = Path(path)
+    absolute = file if file.is_absolute() else Path.cwd() / file
+    return str(absolute.relative_to(folder.resolve())) if absolute.is_relative_to(folder.resolve()) else file.name
 
 
 def iterations_of(record: Mapping[str, Any]) -> int | None:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from adpe.leaderboard.protocol import plain
 from adpe.leaderboard.ranking import OURS, Cell, Leaderboard, Row, Table
-from adpe.leaderboard.statistics import describe_interval
 from adpe.leaderboard.tasks import metric_of
+from adpe.leaderboard.uncertainty.seeds import describe_interval
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,7 +24,7 @@ CSV_COLUMNS = (
         "dataset",
         "protocol",
         "fingerprint",
-        "own settings",
+        "own_settings",
         "method",
         "backbone",
         "pretraining",
@@ -226,7 +226,7 @@ def to_csv(leaderboard: Leaderboard) -> str:
                         "dataset": table.dataset,
                         "protocol": row.protocol,
                         "fingerprint": _facts(table.protocols[row.protocol]),
-                        "own settings": row.own,
+                        "own_settings": row.own,
                         "method": row.method,
                         "backbone": row.backbone,
                         "pretraining": row.pretraining,

@@ -4,4 +4,5 @@ METHODS = {
     "mae": "adpe.methods.mae:MAE",
     "mae_plus": "adpe.methods.mae_plus:MAEPlus",
     "adpe": "adpe.methods.adpe:AdPE",
+    "mfm": "adpe.methods.mfm:MFM",
 }

@@ -49,10 +49,12 @@ class PretrainingMethod(nn.Module):
     Attributes:
         encoder: what is pretrained.
         unit_pixels: views have pixels in [0, 1] instead of pixels normalised by the preprocessor's mean and std.
+        own_normalisation: mean and std by which a method with `unit_pixels` normalises what its encoder sees.
     """
 
     encoder: Any
     unit_pixels: ClassVar[bool] = False
+    own_normalisation: ClassVar[tuple[tuple[float, ...], tuple[float, ...]] | None] = None
 
     @classmethod
     def build(cls, model: str, encoder_options: dict[str, Any], **options: Any) -> PretrainingMethod:

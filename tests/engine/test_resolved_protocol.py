@@ -55,7 +55,7 @@ PAIRS = {
         SEGMENTATION, {}, {"model.backbone.frozen_stages": 4}, "model.backbone.patch_embed.proj.weight"),
     "recomputed or resampled positions": (
         SEGMENTATION, {"model.backbone.pos_embed_resize": "recompute"},
-        {"model.backbone.pos_embed_resize": "resample", "model.backbone.pretrain_img_size": 24},
+        {"model.backbone.pos_embed_resize": "bicubic", "model.backbone.pretrain_img_size": 24},
         "model.backbone.pos_embed_resize"),
     "fixed or learned positions": (
         SEGMENTATION, {}, {"model.backbone.learned_pos_embed": True}, "model.backbone.pos_embed"),
@@ -87,8 +87,8 @@ PAIRS = {
     "decay over layers": (
         FINETUNE, ENCODER, {**ENCODER, "optim_wrapper.paramwise_cfg.layer_decay_rate": 0.9}, "optimizer.groups.0.lr"),
     "pretrain_img_size": (
-        SEGMENTATION, {"model.backbone.pos_embed_resize": "resample", "model.backbone.pretrain_img_size": 48},
-        {"model.backbone.pos_embed_resize": "resample", "model.backbone.pretrain_img_size": 24},
+        SEGMENTATION, {"model.backbone.pos_embed_resize": "bicubic", "model.backbone.pretrain_img_size": 48},
+        {"model.backbone.pos_embed_resize": "bicubic", "model.backbone.pretrain_img_size": 24},
         "model.backbone.pretrain_img_size"),
     "training crop": (
         SEGMENTATION, {}, {"train_dataloader.dataset.pipeline.3.crop_size": [32, 32]},
@@ -154,7 +154,7 @@ def test_what_is_free(what: str) -> None:
 
 def test_a_sweep_is_told_by_the_row_and_everything_else_by_the_protocol() -> None:
     def at(lr: float, **options: Any) -> dict[str, Any]:
-        return described(SEGMENTATION, {"lr": lr, "record.sweep": f"lr%20{lr:g}", **options})
+        return described(SEGMENTATION, {"lr": lr, "record.sweep": f"lr {lr:g}", **options})
 
     assert fingerprint(at(1e-3)) == fingerprint(at(2e-3)) != fingerprint(described(SEGMENTATION))
     assert at(1e-3)["config"]["optim_wrapper"]["optimizer"]["lr"] == SWEPT
@@ -213,7 +213,7 @@ def test_resolving_draws_no_random_numbers() -> None:
 
 def test_a_run_records_what_the_command_prints(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     path = tiny_training.config(tmp_path, iterations=4, effective_batch=8)
-    options = ["--cfg-options", "record.sweep=iterations%204"]
+    options = ["--cfg-options", "record.sweep=iterations 4"]
     assert train_main([str(path), "--work-dir", str(tmp_path / "run"), "--seed", "4", *options]) == 0
     (record,) = read_records(tmp_path / "run" / "record.jsonl")[0]
     capfd.readouterr()

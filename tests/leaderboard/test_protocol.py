@@ -20,6 +20,7 @@ from adpe.suites.expected import expected_protocol
 from adpe.suites.suite import Suite
 from adpe.suites.suite_file import read_suite
 
+MAE = "configs/pretrain/mae_vitb_1600e.py"
 PROTOCOL: dict[str, Any] = {
     "version": 2,
     "facts": {"backbone": "vit", "head": "UPerHead", "batch": 16},
@@ -182,7 +183,7 @@ def run_of(suite: Suite, claim: Any, seed: int, miou: float, **more: Any) -> dic
     one = record(claim.method, seed, miou, protocol, protocol)
     return {
         **one, "suite": suite.name, "run": f"x/upernet/seed{seed}", "dataset": "ADE20K", "sweep": "lr 0.0001",
-        "pretrained_sha256": "sha", "pretraining_epochs": 1600, **more,
+        "pretrained_sha256": "sha", "pretraining_epochs": 1600, "pretrained_from": {"recipe": MAE}, **more,
     }  # fmt: skip
 
 
@@ -204,6 +205,7 @@ def test_a_claim_is_of_the_suites_own_runs_alone(suite: Suite) -> None:
     assert verdict()[0] == NOT_RUN == verdict(run_of(suite, claim, 0, 48.0, sweep="lr 0.0002"))[0]
     near("start random instead of pretrained", start="random", pretrained_sha256=None)
     near("start unknown file instead of pretrained", pretrained_sha256=None)
+    near(f"pretraining None instead of {MAE}", pretrained_from=None)
     near("epochs of pretraining 40 instead of 1600", pretraining_epochs=40)
     near("seed 5 is none of the suite's", seed=5)
     near("protocol before version 2", protocol=None, fingerprint={"head": "UPerHead"})

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from adpe.errors import UserError
-from adpe.leaderboard.published import read_published
+from adpe.leaderboard.published import read_published, read_yaml
 from adpe.leaderboard.tasks import METRICS
 from adpe.suites.suite_file import read_suite
 
@@ -148,3 +148,12 @@ def test_tolerances_have_a_source_or_say_that_they_are_chosen() -> None:
         for claim in read_suite(name).claims:
             measured = "standard deviation" in claim.tolerance_source
             assert measured != claim.tolerance_source.startswith("chosen"), (name, claim.tolerance_source)
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "twice.yaml"
+    path.write_text("- a: 1\n  b: &b {c: 1}\n- <<: *b\n  d: 2\n  d: 3\n")
+    with pytest.raises(UserError, match=r"twice\.yaml, line 5.*'d' stands twice"):
+        read_yaml(path)
+    path.write_text("- &b {c: 1}\n- {<<: *b, c: 2}\n")
+    assert read_yaml(path) == [{"c": 1}, {"c": 2}]

@@ -9,8 +9,8 @@ import pytest
 from scipy import stats
 
 from adpe.errors import UserError
-from adpe.leaderboard.bootstrap import image_difference, mean_iou
-from adpe.leaderboard.statistics import (
+from adpe.leaderboard.uncertainty.images import image_difference, mean_iou
+from adpe.leaderboard.uncertainty.seeds import (
     BOOTSTRAP,
     NO_SPREAD,
     ONE_SEED,

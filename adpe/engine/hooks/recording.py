@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 import torch
 from mmengine.config import Config
@@ -27,6 +26,7 @@ from adpe.engine.resolved_protocol import compared, data_protocol, describe
 from adpe.evaluations.per_image import PerImageStatistics
 from adpe.files import ROOT
 from adpe.leaderboard.records import SCHEMA, append_record, file_sha256
+from adpe.transfer.initialisation import described_start
 
 # Top-level config keys that say where and how a run is executed, not what it computes.
 _EXECUTION = (
@@ -138,11 +138,11 @@ def make_record(
         a record that `append_record` takes.
     """
     cfg = runner.cfg
-    # Percent-encoded where the command line gave them, since mmengine's --cfg-options drops spaces.
-    given: dict[str, Any] = {
-        name: unquote(value) if isinstance(value, str) else value for name, value in cfg.record.items()
-    }
+    given: dict[str, Any] = cfg.record.to_dict()
     pretrained = next(_pretrained(cfg.model.to_dict()), None) or cfg.get("load_from")
+    origin = _origin(pretrained)
+    if origin and origin["epochs"] is not None:
+        given["pretraining_epochs"] = origin["epochs"]  # what the file says, whatever the command line does
     last = runner.message_hub.runtime_info.get("last_ckpt")
     checkpoint = last if last and os.path.isfile(last) else None
     wrapper = cfg.optim_wrapper
@@ -153,16 +153,18 @@ def make_record(
         "schema": SCHEMA,
         "run": f"{Path(runner.work_dir).name}-{runner.seed}",
         "suite": None,
-        "start": None,
         "sweep": None,
         "config": str(cfg.filename),
         "config_sha256": config_sha256(cfg),
         **given,
+        # A file that was loaded is a start, whatever the config calls it.
+        "start": "pretrained" if pretrained else given.get("start"),
         "seed": runner.seed,
         "metrics": metrics,
         "checkpoint": checkpoint,
         "checkpoint_sha256": file_sha256(checkpoint) if checkpoint else None,
         "pretrained_sha256": file_sha256(pretrained) if pretrained and os.path.isfile(pretrained) else None,
+        "pretrained_from": origin,
         "per_image": per_image,
         "per_image_sha256": file_sha256(per_image) if per_image else None,
         "commit": _commit(),
@@ -192,6 +194,16 @@ def _pretrained(node: Any) -> Iterator[str]:
     elif isinstance(node, (list, tuple)):
         for value in node:
             yield from _pretrained(value)
+
+
+def _origin(checkpoint: str | None) -> dict[str, Any] | None:
+    """What a checkpoint says of the run that it comes from; None of one that says nothing."""
+    start = described_start({"checkpoint": checkpoint})
+    if start is None:
+        return None
+    said = start[1].specification
+    origin = {name: getattr(said, name) for name in ("method", "recipe", "epochs", "seed", "config_sha256")}
+    return origin if any(value is not None for value in origin.values()) else None
 
 
 def _commit() -> str | None:

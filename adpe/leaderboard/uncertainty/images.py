@@ -9,7 +9,7 @@ import numpy as np
 from scipy import stats
 
 from adpe.errors import UserError
-from adpe.leaderboard.statistics import BOOTSTRAP, NO_SPREAD, Difference, same
+from adpe.leaderboard.uncertainty.seeds import BOOTSTRAP, NO_SPREAD, Difference, same
 
 
 def mean_iou(areas: np.ndarray) -> float:

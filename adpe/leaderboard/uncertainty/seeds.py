@@ -1,8 +1,8 @@
 """How sure a comparison is: spread over seeds, t intervals, and the sentence that says so.
 
-Seeds answer "would it happen again if trained again?", images (`adpe.leaderboard.bootstrap`) answer "would it happen
-again on other images?". The two doubts are different; every `Difference` carries which one its interval covers. Needs
-the standard library alone.
+Seeds answer "would it happen again if trained again?", images (`adpe.leaderboard.uncertainty.images`) answer "would it
+happen again on other images?". The two doubts are different; every `Difference` carries which one its interval covers.
+Needs the standard library alone.
 """
 
 from __future__ import annotations
