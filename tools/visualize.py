@@ -23,24 +23,21 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
+import adpe
 from adpe.checkpoints.loading import load_checkpoint
-from adpe.checkpoints.reading import build_model
+from adpe.checkpoints.reading import build_model, read_model_config
 from adpe.data.images import ImageSource
+from adpe.data.multicrop import IMAGENET_MEAN, IMAGENET_STD
 from adpe.errors import UserError, print_error
-from adpe.methods.mae import MaskedAutoencoder
+from adpe.methods.adpe import AdPE
+from adpe.methods.adversary_figures import draw_adversary, draw_drift
+from adpe.methods.base import PretrainingMethod
+from adpe.methods.mae import MAE
 from adpe.models.vit import VisionTransformer
 from adpe.viz.attention_maps import attention_maps, draw_attention
+from adpe.viz.figures import save_png
 from adpe.viz.predictions import read_scalars
-from adpe.viz.reconstructions import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    describe_reconstruction,
-    draw_adversary,
-    draw_drift,
-    draw_images,
-    reconstruct,
-    save_png,
-)
+from adpe.viz.reconstructions import draw_reconstructions
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -73,22 +70,24 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def build(args: argparse.Namespace) -> MaskedAutoencoder | VisionTransformer:
-    """The model of a checkpoint, not loaded: a masked autoencoder, or the encoder alone of a dense task."""
+def build(args: argparse.Namespace) -> PretrainingMethod | VisionTransformer:
+    """The model of a checkpoint, not loaded: a pretraining method, or the encoder alone of a dense task."""
     return build_model(args.checkpoint, args.model, **dict(assignment(text) for text in args.set))
 
 
-def load_autoencoder(args: argparse.Namespace) -> MaskedAutoencoder:
+def load_autoencoder(args: argparse.Namespace) -> MAE:
     """The masked autoencoder of a pretraining checkpoint, to evaluate."""
     model = build(args)
-    if isinstance(model, VisionTransformer):
-        raise UserError(f"{args.checkpoint} is of a dense task: {args.command} needs a pretraining checkpoint.")
+    if not isinstance(model, MAE):
+        raise UserError(f"{args.checkpoint} is not of a masked autoencoder, which {args.command} draws.")
     load_checkpoint(model, args.checkpoint)
     return model.eval()
 
 
 def load_encoder(args: argparse.Namespace) -> VisionTransformer:
     """The encoder of any checkpoint, to evaluate."""
+    if args.model is None and read_model_config(args.checkpoint) is None:
+        return adpe.load_encoder(args.checkpoint, **dict(assignment(text) for text in args.set)).eval()
     model = build(args)
     encoder = model if isinstance(model, VisionTransformer) else model.encoder
     # Backbones of dense tasks have no final norm; attention does not need it.
@@ -133,14 +132,14 @@ def reconstructions(args: argparse.Namespace) -> list[Path]:
     images = read_images(args, model.encoder)
     h, w = model.encoder.patch_embed.grid(images)
     noise = torch.rand(len(images), h * w, generator=torch.Generator().manual_seed(args.seed))
-    figure = draw_images(reconstruct(model, images, noise), describe_reconstruction(model))
+    figure = draw_reconstructions(model, images, noise, IMAGENET_MEAN, IMAGENET_STD)
     return [save_png(figure, args.out or "reconstruct.png")]
 
 
 def positions(args: argparse.Namespace) -> list[Path]:
     """The adversary's positions, and their drift where the run's log is at hand."""
     model = load_autoencoder(args)
-    if model.adversary is None or not model.adversary.learns:
+    if not isinstance(model, AdPE) or not model.adversary.learns:
         raise UserError(f"{args.checkpoint} has no adversary that learns: MAE, MAE+ and the random control have none.")
     out = Path(args.out or "positions.png")
     written = [save_png(draw_adversary(model), out)]

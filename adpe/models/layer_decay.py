@@ -13,7 +13,7 @@ from torch import nn
 
 from adpe.errors import UserError
 
-Compat = Literal["clean", "mmseg", "detectron2"]
+Compat = Literal["clean", "mmseg", "detectron2", "all"]
 
 # What detectron2's `weight_decay_norm` means; its own channel LayerNorm of pyramids and heads is not among them.
 TORCH_NORMS = (
@@ -38,6 +38,7 @@ def layer_decay_groups(
     - "detectron2" (ViTDet): none on parameters of torch's norms and on ``pos_embed``; biases are decayed, and so are
       channel norms that are not torch's. A ``cls_token``, which ViTDet's backbone does not have, is spared like
       ``pos_embed``.
+    - "all": everything is decayed, as DINOv3's linear probe does with its head.
 
     Args:
         model: holds a backbone that describes itself (anywhere), or is one. Frozen parameters are left out.
@@ -68,6 +69,8 @@ def layer_decay_groups(
             scale, spared = _describe(name, backbones, layer_decay_rate)
             if compat == "detectron2":
                 plain = isinstance(module, TORCH_NORMS) or leaf in ("pos_embed", "cls_token")
+            elif compat == "all":
+                plain = False
             else:
                 plain = parameter.ndim <= 1 or leaf == "bias" or (compat == "clean" and spared)
             decay = 0.0 if plain else weight_decay

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from adpe.errors import UserError
+from adpe.option_values import option_text
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,13 @@ class Method:
 
 @dataclass(frozen=True)
 class Task:
-    """A transfer config with the points of its sweep; `reported` is the one that runs with every seed."""
+    """A transfer config with the points of its sweep.
+
+    Attributes:
+        reported: the point that runs with every seed.
+        sweep_seeds: of the other points.
+        images: of the published data in ``train`` and ``val``, which a claim's runs must have seen.
+    """
 
     name: str
     config: str
@@ -49,6 +55,7 @@ class Task:
     reported: Mapping[str, float] = field(default_factory=dict)
     sweep_seeds: tuple[int, ...] = ()
     cost: Cost | None = None
+    images: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -125,7 +132,7 @@ class Run:
     def arguments(self, folder: Path) -> list[str]:
         """Arguments of `tools/train.py` after the config; the same for a start and for going on."""
         changes = [f"{name}={option_text(value)}" for name, value in self.options.items()]
-        changes.append(f"record_file={self.root(folder) / 'records.jsonl'}")
+        changes.append(f"record_file={option_text(str(self.root(folder) / 'records.jsonl'))}")
         where = ["--work-dir", str(self.work_dir(folder))]
         return [*where, "--seed", str(self.seed), "--resume", "--cfg-options", *changes]
 
@@ -189,7 +196,7 @@ def expand(
             needs = add_pretraining(method, seed)
             sweep = sweep_text(point)
             name = "/".join(filter(None, (slug(method.name), slug(task.name), slug(sweep or ""), f"seed{seed}")))
-            options = {**task.options, **method.transfer, **(task_options or {}), **point}
+            options = {**task_settings(task, method, point), **(task_options or {})}
             start = "random"
             if needs or method.checkpoint:
                 start = "pretrained"
@@ -200,6 +207,14 @@ def expand(
             add(Run(suite.name, name, method.name, task.name, task.config, seed, processes, _with_data(options, folder),
                     sweep, needs, task.cost))  # fmt: skip
     return list(runs.values())
+
+
+def task_settings(task: Task, method: Method, point: Mapping[str, float]) -> dict[str, Any]:
+    """The options of a transfer that its protocol follows from, with what the record says of them."""
+    options = {**task.options, **method.transfer, **point}
+    if method.transfer:
+        options["record.own"] = sorted(method.transfer)
+    return options
 
 
 def task_points(suite: Suite) -> list[Mapping[str, float]]:
@@ -215,13 +230,6 @@ def sweep_text(point: Mapping[str, float]) -> str | None:
     return " ".join(f"{name} {value:g}" for name, value in point.items()) or None
 
 
-def option_text(value: Any) -> str:
-    """A value as ``--cfg-options`` takes it."""
-    if isinstance(value, (list, tuple)):
-        return "[" + ",".join(f'"{item}"' if isinstance(item, str) else str(item) for item in value) + "]"
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
 def _record(suite: str, name: str, method: Method, start: str, sweep: str | None, epochs: int | None) -> dict[str, Any]:
     options: dict[str, Any] = {
         "record.suite": suite,
@@ -233,8 +241,7 @@ def _record(suite: str, name: str, method: Method, start: str, sweep: str | None
         options["record.sweep"] = sweep
     if epochs:
         options["record.pretraining_epochs"] = epochs
-    # mmengine's --cfg-options drops spaces; the record decodes its fields.
-    return {key: quote(value, safe="/+") if isinstance(value, str) else value for key, value in options.items()}
+    return options
 
 
 def _with_data(options: Mapping[str, Any], folder: Path) -> dict[str, Any]:

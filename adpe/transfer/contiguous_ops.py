@@ -1,4 +1,4 @@
-"""mmcv's compiled operators made safe for tensors in any memory layout.
+"""mmcv's compiled operators made safe for tensors in any memory layout, and for bfloat16.
 
 The operators of ``mmcv.ops`` read the memory of their arguments as contiguous, and most do not check: channels-last
 maps or a view of a permuted tensor give wrong numbers, or numbers from beyond the tensor (mmcv issue 2203). This is
@@ -36,6 +36,9 @@ Attention, merge cells
 
 The guard takes every autograd function of ``mmcv.ops``, also those that neither framework uses, so that the list cannot
 fall behind mmcv; what is not an autograd function there is right or refuses.
+
+Hardly an operator has a kernel for bfloat16 (``expected scalar type Float but found BFloat16``), which maps and scores
+are under autocast: the guarded functions compute in float32 and give maps back in the dtype that they came in.
 """
 
 from __future__ import annotations
@@ -51,7 +54,7 @@ from torch.autograd import Function
 
 
 def guard_operators() -> list[type[Function]]:
-    """Let every autograd function of ``mmcv.ops`` take contiguous tensors, in its forward and its backward pass.
+    """Let every autograd function of ``mmcv.ops`` see contiguous tensors, not of bfloat16, forward and backward.
 
     Classes, modules and functions that were imported from mmcv before are guarded too. A second call changes nothing.
 
@@ -73,25 +76,39 @@ def guard_operators() -> list[type[Function]]:
         for direction in ("forward", "backward"):
             original = vars(function).get(direction)
             if isinstance(original, staticmethod) and not hasattr(original.__func__, "__wrapped_by_adpe__"):
-                setattr(function, direction, staticmethod(_with_contiguous_tensors(original.__func__)))
+                setattr(function, direction, staticmethod(_with_plain_tensors(original.__func__)))
     return list(functions)
 
 
-def _with_contiguous_tensors(original: Callable[..., Any]) -> Callable[..., Any]:
-    """``original(ctx, *arguments)`` on contiguous copies of those tensors that are not contiguous."""
+def _with_plain_tensors(original: Callable[..., Any]) -> Callable[..., Any]:
+    """``original(ctx, *arguments)`` on contiguous float32 copies of those tensors that are strided or bfloat16.
+
+    Where the first tensor is bfloat16, as a map of features is under autocast, float32 results are given back so.
+    """
 
     @functools.wraps(original)
     def guarded(ctx: Any, *arguments: Any) -> Any:
-        return original(ctx, *[_contiguous(value) for value in arguments])
+        results = original(ctx, *[_plain(value) for value in arguments])
+        first = next((value for value in arguments if isinstance(value, torch.Tensor)), None)
+        if first is None or first.dtype != torch.bfloat16:
+            return results
+        return tuple(map(_rounded, results)) if isinstance(results, tuple) else _rounded(results)
 
     guarded.__wrapped_by_adpe__ = True  # type: ignore[attr-defined]
     return guarded
 
 
-def _contiguous(value: Any) -> Any:
-    if not isinstance(value, torch.Tensor) or value.is_contiguous():
+def _rounded(value: Any) -> Any:
+    floating = isinstance(value, torch.Tensor) and value.dtype == torch.float32
+    return value.to(torch.bfloat16) if floating else value
+
+
+def _plain(value: Any) -> Any:
+    if not isinstance(value, torch.Tensor) or (value.is_contiguous() and value.dtype != torch.bfloat16):
         return value
     copy = value.contiguous()
+    if copy.dtype == torch.bfloat16:
+        copy = copy.float()
     # Some functions look at requires_grad to decide what to save for the backward pass; the copy, which is made without
     # a graph, has to say what the tensor said.
     return copy if copy.requires_grad == value.requires_grad else copy.requires_grad_(value.requires_grad)

@@ -11,6 +11,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from adpe.errors import UserError
+from adpe.evaluations.linear_head import join_maps
 
 
 @MODELS.register_module()
@@ -36,6 +37,14 @@ class AdPELayerNorm2d(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{len(self.weight)}, eps={self.eps}"
+
+
+@MODELS.register_module()
+class AdPEJoinMaps(BaseModule):
+    """The maps of several blocks as one level, ``(B, sum of D, h, w)``: for heads that read them together."""
+
+    def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor]:
+        return (join_maps(maps),)
 
 
 @MODELS.register_module()

@@ -12,9 +12,9 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from adpe.errors import UserError
-from adpe.models.factory import encoder_options
+from adpe.evaluations.linear_head import Blocks, probed_blocks
 from adpe.models.vit import VisionTransformer
-from adpe.transfer.initialisation import start_encoder
+from adpe.transfer.initialisation import options_of_start, start_encoder
 
 OutType = Literal["featmap", "avg_featmap", "cls_token", "raw"]
 
@@ -24,40 +24,49 @@ class AdPEViT(VisionTransformer, BaseModule):
     """The encoder without mask tokens, giving features of chosen blocks. Inputs are padded to whole patches.
 
     Args:
-        model: name of a size, e.g. ``adpe_vit_base_patch16``.
-        out_indices: blocks whose features are returned, negative from the end.
-        final_norm: apply the encoder's final norm to the features of the last block.
+        model: name of a size, e.g. ``adpe_vit_base_patch16``; None for that of the checkpoint.
+        out_indices: blocks whose features are returned, negative from the end; or "last", "four_last", "four_even", see
+            :func:`adpe.evaluations.linear_head.probed_blocks`.
+        final_norm: apply the encoder's final norm to the features of the last block; "every" to those of every block.
         out_type: mmpretrain's names: "featmap", maps ``(B, D, h, w)``; "avg_featmap", their means ``(B, D)``;
             "cls_token", ``(B, D)``; "raw", all tokens ``(B, N, D)``.
-        frozen_stages: -1 trains everything, 0 freezes the embedding, n the embedding and the first n blocks.
+        frozen_stages: -1 trains everything, 0 freezes the embedding, n the embedding and the first n blocks; "all", or
+            the depth, the final norm as well.
         init_cfg: ``dict(type="Pretrained", checkpoint=PATH)`` loads through :func:`adpe.load_checkpoint`, which fails
             below full coverage; ``allow_missing=[...]`` names what may keep its start (shell patterns, such as
             ``"blocks.*.attn.rel_pos_[hw]"`` for a plain encoder under decomposed relative positions). None starts at
             random. The checkpoint's class token is left out if ``class_token=False``.
-        options: of :class:`VisionTransformer`.
+        options: of :class:`VisionTransformer`. What is left out, or None, is what the checkpoint says of itself.
 
     Raises:
-        UserError: for options that do not go together, or a checkpoint that does not cover the encoder.
+        UserError: for options that do not go together or contradict the checkpoint, or a checkpoint that does not
+            cover the encoder.
     """
 
     def __init__(
         self,
-        model: str = "adpe_vit_base_patch16",
-        out_indices: Sequence[int] = (-1,),
-        final_norm: bool = False,
+        model: str | None = "adpe_vit_base_patch16",
+        out_indices: Sequence[int] | Blocks = (-1,),
+        final_norm: bool | Literal["every"] = False,
         out_type: OutType = "featmap",
-        frozen_stages: int = -1,
+        frozen_stages: int | Literal["all"] = -1,
         init_cfg: dict | None = None,
         **options: Any,
     ) -> None:
         try:
-            super().__init__(**{**encoder_options(model), **options})
+            super().__init__(**options_of_start(model, options, init_cfg, type(self).__name__))
         except ValueError as error:
             raise UserError(f"AdPEViT: {error}") from None
         # A backbone has no classes; mmdet's NumClassCheckHook compares the attribute of every module with the data's.
         del self.num_classes
         self.init_cfg = dict(init_cfg) if init_cfg else None
         depth = len(self.blocks)
+        if isinstance(out_indices, str):
+            try:
+                out_indices = probed_blocks(depth, out_indices)
+            except ValueError as error:
+                raise UserError(f"AdPEViT: out_indices: {error}") from None
+        frozen_stages = depth if frozen_stages == "all" else frozen_stages
         bad = [i for i in out_indices if not -depth <= i < depth]
         if bad:
             raise UserError(f"AdPEViT: out_indices {bad} do not exist in {model}, which has {depth} blocks.")
@@ -71,6 +80,7 @@ class AdPEViT(VisionTransformer, BaseModule):
         self.out_type = out_type
         self.out_indices = [i % depth for i in out_indices]
         self.frozen_stages = frozen_stages
+        self.norm_every = final_norm == "every"
         if not final_norm:
             self.norm = nn.Identity()
         self._freeze()
@@ -96,7 +106,7 @@ class AdPEViT(VisionTransformer, BaseModule):
         pairs = maps if self.num_prefix_tokens else [(patches, patches[:, :0]) for patches in maps]
         features = []
         for i, (patches, prefix) in zip(sorted({*self.out_indices}), pairs, strict=True):
-            if i == len(self.blocks) - 1:
+            if self.norm_every or i == len(self.blocks) - 1:
                 patches, prefix = self.norm(patches), self.norm(prefix)
             features.append(self._as_out_type(patches, prefix, images))
         return tuple(features)
@@ -125,6 +135,8 @@ class AdPEViT(VisionTransformer, BaseModule):
         if self.frozen_stages < 0:
             return
         frozen = [self.patch_embed, *self.blocks[: self.frozen_stages]]
+        if self.frozen_stages == len(self.blocks):
+            frozen.append(self.norm)
         for parameter in [self.cls_token, self.pos_embed, *(p for module in frozen for p in module.parameters())]:
             if parameter is not None:
                 parameter.requires_grad_(False)

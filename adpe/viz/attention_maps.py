@@ -13,7 +13,7 @@ from torch import Tensor
 from adpe.errors import UserError
 from adpe.models.attention import Attention
 from adpe.models.vit import VisionTransformer
-from adpe.viz.reconstructions import figure_panels, show_image
+from adpe.viz.figures import panels, show_image
 
 
 @torch.no_grad()
@@ -90,7 +90,7 @@ def draw_attention(images: Tensor, maps: Mapping[str, Tensor], query: tuple[int,
     """
     height, width = images.shape[-2:]
     who = "class token" if query is None else f"patch at row {query[0]}, column {query[1]}"
-    figure, axes = figure_panels(len(images), 1 + len(maps), 1.8, 1.8 * height / width, f"Attention of the {who}")
+    figure, axes = panels(len(images), 1 + len(maps), 1.8, 1.8 * height / width, f"Attention of the {who}")
     for row, image in enumerate(images.permute(0, 2, 3, 1).numpy()):
         show_image(axes[row][0], image)
         for column, (name, weights) in enumerate(maps.items(), start=1):

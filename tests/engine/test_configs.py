@@ -19,7 +19,7 @@ from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 
 # Keys of the launcher and its hooks beside mmengine's Runner.
-LAUNCHER = {"custom_imports", "effective_batch", "record", "record_file", "tta_model", "tta_pipeline"}
+LAUNCHER = {"custom_imports", "effective_batch", "record", "record_file", "precision", "tta_model", "tta_pipeline"}
 
 # Nothing is trained.
 KNN = ("configs/cifar10_knn.py", "configs/imagenet_knn_vitb.py")
@@ -96,7 +96,9 @@ def test_schedule_ends_where_training_ends(name: str) -> None:
     cfg = config(name)
     length = cfg.train_cfg.get("max_iters") or cfg.train_cfg.max_epochs * EPOCH_LENGTH
     rates = schedule(json.dumps(cfg.param_scheduler), length)
-    assert max(rates) == pytest.approx(1.0)
+    # Published cosines that are counted from the first step have fallen a little when the warm-up ends.
+    formula = any(one.type == "AdPEFormulaScheduler" for one in cfg.param_scheduler)
+    assert max(rates) == pytest.approx(1.0, abs=0.015 if formula else 1e-6)
     assert rates.index(max(rates)) < length / 6
     assert rates[length // 2] > 0.4
     assert rates[-1] == min(rates[length // 2 :])

@@ -22,6 +22,7 @@ from mmengine.config import Config
 from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.registry import MODELS, PARAM_SCHEDULERS
 
+from adpe.checkpoints.loading import describe_encoder
 from adpe.data.multicrop import MultiCrop
 from adpe.engine import launch
 from adpe.engine.effective_batch import apply_effective_batch
@@ -94,7 +95,7 @@ def test_model(name: str) -> None:
     assert model.mask_tokens == ("decoder" if variant == "mae" else "encoder")
     position, adversary = VARIANTS[variant]
     assert encoder.position == position
-    assert type(model.adversary) is (type(None) if adversary is None else adversary)
+    assert type(getattr(model, "adversary", None)) is (type(None) if adversary is None else adversary)
     if adversary is not None:
         assert (model.adversary.norm, model.adversary.epsilon) == (None, None)
     assert encoder.pos_embed is None
@@ -119,10 +120,10 @@ def test_crops(name: str) -> None:
 def test_crops_are_normalised_on_the_device_with_imagenet_statistics() -> None:
     preprocessor = MODELS.build({"type": "AdPECropsPreprocessor"})
     crops = torch.full((2, 4, 3, 8, 8), 255, dtype=torch.uint8)
-    inputs = preprocessor({"inputs": crops})["inputs"]
-    assert inputs.shape == (8, 3, 8, 8)
+    (inputs,) = preprocessor({"inputs": crops})["inputs"]
+    assert inputs.shape == (2, 4, 3, 8, 8)
     expected = [(1 - mean) / std for mean, std in ((0.485, 0.229), (0.456, 0.224), (0.406, 0.225))]
-    torch.testing.assert_close(inputs[0, :, 0, 0], torch.tensor(expected))
+    torch.testing.assert_close(inputs[0, 0, :, 0, 0], torch.tensor(expected))
 
 
 @pytest.mark.parametrize("variant", list(VARIANTS))
@@ -276,7 +277,7 @@ def test_small_configs(name: str) -> None:
     assert (encoder.embed_dim, len(encoder.blocks), encoder.num_heads, encoder.patch_size) == (192, 12, 3, patch)
     position, adversary = VARIANTS[variant]
     assert encoder.position == position
-    assert type(model.adversary) is (type(None) if adversary is None else adversary)
+    assert type(getattr(model, "adversary", None)) is (type(None) if adversary is None else adversary)
     assert model.mask_tokens == ("decoder" if variant == "mae" else "encoder")
     crops = MultiCrop(**cfg.train_dataloader.dataset.crops)
     assert crops.size % patch == 0
@@ -318,3 +319,15 @@ def test_a_small_config_trains_from_a_folder(tmp_path: Path) -> None:
     assert set(last) == {"decay", "no_decay", "adversary"}
     expected = 1e-3 * 0.5 * (1 + math.cos(math.pi * 7 / 8))  # the last of 8 iterations after 4 of warm-up
     assert list(last.values()) == pytest.approx([expected] * 3, rel=1e-6)
+    said = describe_encoder(tmp_path / "work" / "encoder.safetensors")
+    assert said.carried
+    specification = said.specification
+    assert specification == describe_encoder(tmp_path / "work" / "epoch_3.pth").specification
+    # The crops of 24 pixels that it saw, not the images of 32 of its config.
+    assert (specification.pretrain_img_size, specification.position) == ((24, 24), "absolute")
+    assert (specification.method, specification.recipe) == (
+        "AdPE APE coordinate", "configs/pretrain/cifar10_adpe_ape_coordinate.py",
+    )  # fmt: skip
+    assert (specification.seed, specification.epochs, specification.iterations) == (0, 3, 6)
+    assert specification.mean == (0.485, 0.456, 0.406)
+    assert specification.config_sha256 == runner.cfg.record.config_sha256

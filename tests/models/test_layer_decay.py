@@ -150,7 +150,7 @@ def test_rates_out_of_range_are_errors(rate: float) -> None:
 
 
 def test_unknown_compat_is_an_error() -> None:
-    with pytest.raises(UserError, match="compat must be one of clean, mmseg, detectron2, got 'timm'"):
+    with pytest.raises(UserError, match="compat must be one of clean, mmseg, detectron2, all, got 'timm'"):
         layer_decay_groups(Segmentor(Toy()), 1.0, 0.1, 0.5, compat="timm")  # type: ignore[arg-type]
 
 

@@ -150,7 +150,7 @@ def results(call: Any, tensors: Sequence[Tensor], differentiable: int, layout: A
     output = call(*tensors)
     if not differentiable:
         return [output]
-    gradient = torch.randn(output.shape, generator=torch.Generator().manual_seed(1)).to(output.device)
+    gradient = torch.randn(output.shape, generator=torch.Generator().manual_seed(1)).bfloat16().to(output)
     gradient = layout(gradient) if layout else gradient
     return [output.detach(), *torch.autograd.grad(output, tensors[:differentiable], gradient)]
 
@@ -176,6 +176,27 @@ def test_every_layout_of_every_argument_gives_the_same(name: str, device: str) -
                 torch.testing.assert_close(one, two)
         for one, two in zip(results(call, tensors, differentiable, layout), expected, strict=True):
             torch.testing.assert_close(one, two)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", [name for name in CASES if name != "nms_match"])  # not an autograd function: refuses
+def test_bfloat16_is_computed_in_float32(name: str, device: str) -> None:
+    """As on the same numbers in float32; what comes from a map, and its gradient, is bfloat16 again."""
+    call, make, differentiable = CASES[name]
+    torch.manual_seed(0)
+    low = [x.to(device, torch.bfloat16 if x.is_floating_point() else x.dtype) for x in make()]
+    try:
+        expected = results(call, [x.float() if x.is_floating_point() else x for x in low], differentiable)
+    except RuntimeError as error:
+        if "implementation for device" not in str(error):
+            raise
+        pytest.skip(f"{name} has no operator for {device}")
+    for one, two in zip(results(call, low, differentiable), expected, strict=True):
+        assert one.dtype == (torch.bfloat16 if two.is_floating_point() else two.dtype)
+        torch.testing.assert_close(one.to(two.dtype), two, rtol=2e-2, atol=2e-2)
+    if name in ("RoIAlign", "nms"):
+        mixed = [low[0].float(), low[1]] if name == "nms" else [low[0], low[1].float()]
+        assert torch.equal(call(*mixed), call(*low))
 
 
 @pytest.mark.parametrize("layout", [channels_last, reversed_strides])

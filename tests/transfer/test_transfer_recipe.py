@@ -12,12 +12,11 @@ from PIL import Image
 
 pytest.importorskip("mmseg")
 pytest.importorskip("mmdet")
-from built_configs import ADE20K, CASCADE, COCO, build, config, meta_model, schedule
+from built_configs import ADE20K, CASCADE, COCO, config, meta_model, schedule
 from mmengine.config import Config
-from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.registry import DATASETS, MODELS, DefaultScope
-from mmengine.structures import InstanceData, PixelData
 from torch import nn
+from trainable import batch, trainable
 
 from adpe.engine.effective_batch import apply_effective_batch
 
@@ -63,50 +62,6 @@ def test_dtypes_that_the_matrix_products_see(name: str, options: dict, backbone:
     assert len(seen) > 30
     assert set(seen.values()) == {torch.bfloat16}
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
-
-
-def trainable(cfg: Config) -> tuple[nn.Module, OptimWrapper]:
-    """Model and optimizer of a config for the CPU: no synchronised BatchNorm, few proposals."""
-    if cfg.default_scope == "mmdet":
-        rcnn = cfg.model.train_cfg.rcnn
-        (rcnn[0] if isinstance(rcnn, list) else rcnn).sampler.num = 24
-        cfg.model.test_cfg.rpn.max_per_img = 24
-    for part in ("neck", "decode_head", "auxiliary_head") if cfg.default_scope == "mmseg" else ():
-        cfg.model[part].norm_cfg.type = "BN"
-    torch.manual_seed(0)
-    model = build(cfg)
-    with DefaultScope.overwrite_default_scope(cfg.default_scope):
-        return model.train(), build_optim_wrapper(model, cfg.optim_wrapper)
-
-
-def batch(cfg: Config, size: int) -> dict[str, list]:
-    """Two random images with their truth, as the data loader hands them over."""
-    rng = torch.Generator().manual_seed(1)
-    images = [torch.randint(0, 256, (3, size, size), dtype=torch.uint8, generator=rng) for _ in range(2)]
-    shapes = {**dict.fromkeys(("img_shape", "ori_shape", "pad_shape"), (size, size)), "scale_factor": (1.0, 1.0)}
-    samples = []
-    for index in range(2):
-        if cfg.default_scope == "mmseg":
-            from mmseg.structures import SegDataSample
-
-            sample = SegDataSample()
-            sample.gt_sem_seg = PixelData(data=torch.randint(0, cfg.num_classes, (1, size, size), generator=rng))
-        else:
-            from mmdet.structures import DetDataSample
-            from mmdet.structures.mask import BitmapMasks
-
-            boxes = torch.tensor([[8.0, 8.0, 40.0, 40.0], [20.0, 10.0, 60.0, 50.0]])
-            masks = np.zeros((2, size, size), dtype=np.uint8)
-            for mask, (left, top, right, bottom) in zip(masks, boxes.int().tolist(), strict=True):
-                mask[top:bottom, left:right] = 1
-            sample = DetDataSample()
-            sample.gt_instances = InstanceData(
-                bboxes=boxes, labels=torch.tensor([1, 2]), masks=BitmapMasks(masks, size, size)
-            )
-            sample.ignored_instances = InstanceData(bboxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.long))
-        sample.set_metainfo({**shapes, "img_id": index})
-        samples.append(sample)
-    return {"inputs": images, "data_samples": samples}
 
 
 @pytest.mark.slow
@@ -178,6 +133,22 @@ def test_upernet(name: str, width: int, depth: int, heads: int, out: list, drop_
     assert cfg.optim_wrapper.paramwise_cfg == {"layer_decay_rate": 0.65, "compat": "clean"}
 
 
+def test_mmsegs_own_encoder_by_options() -> None:
+    """LayerScale at mmseg's value for MAE (1.0, not its class's 0.1) and a relative bias of zeros, in every block."""
+    import mmseg
+
+    (file,) = Path(mmseg.__file__).parent.glob(".mim/configs/mae/mae-base_upernet_8xb2-amp-160k_ade20k-512x512.py")
+    theirs = Config.fromfile(str(file)).model.backbone
+    options = {"crop_size": (64, 64), "model.backbone.init_values": theirs.init_values}
+    options |= {"model.backbone.use_rel_pos_bias": True, "model.backbone.embed_dim": 48, "model.backbone.num_heads": 4}
+    with DefaultScope.overwrite_default_scope("mmseg"):
+        encoder = MODELS.build(config(ADE20K[0], options).model.backbone)
+    assert theirs.init_values == 1.0
+    for block in encoder.blocks:
+        assert (block.ls1.gamma == 1.0).all() and (block.ls2.gamma == 1.0).all()
+        assert not block.attn.relative_position_bias_table.any()
+
+
 def test_upernet_schedule() -> None:
     """1,500 iterations of warm-up from 1e-6, then linear (power 1.0) to 0 at the last of 160,000."""
     rates = schedule(json.dumps(config(ADE20K[0]).param_scheduler), 160000)
@@ -239,7 +210,8 @@ def test_vitdet_model(name: str) -> None:
         length = 2 * (64 if i in whole else 14) - 1
         assert attention.rel_pos_h.shape == attention.rel_pos_w.shape == (length, 64)
     assert backbone.cls_token is None
-    assert (backbone.pos_embed, backbone.pos_embed_resize, backbone.pretrain_img_size) == (None, "resample", (224, 224))
+    assert backbone.pos_embed.shape == (1, 1 + 14 * 14, width)  # trained at the grid of pretraining
+    assert (backbone.pos_embed_resize, backbone.table_size) == ("bicubic", (224, 224))
     assert isinstance(backbone.norm, nn.Identity)
     rpn = model.rpn_head
     assert (rpn.num_convs, rpn.prior_generator.strides) == (2, [(s, s) for s in (4, 8, 16, 32, 64)])

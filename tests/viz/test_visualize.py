@@ -16,17 +16,10 @@ from test_adversary import KINDS, autoencoder
 import adpe
 from adpe.engine.launch import train_main
 from adpe.engine.reproducible import random_state
+from adpe.methods.adversary_figures import adversary_scalars, draw_adversary, draw_drift
 from adpe.viz.attention_maps import attention_maps, draw_attention
-from adpe.viz.reconstructions import (
-    GREY,
-    adversary_scalars,
-    draw_adversary,
-    draw_drift,
-    draw_images,
-    reconstruct,
-    save_png,
-    to_array,
-)
+from adpe.viz.figures import draw_images, save_png, to_array
+from adpe.viz.reconstructions import GREY, reconstruct
 
 ROOT = Path(__file__).resolve().parents[2]
 main = runpy.run_path(str(ROOT / "tools" / "visualize.py"))["main"]
@@ -122,9 +115,9 @@ def test_the_displaced_grid_is_drawn_in_its_place() -> None:
     assert "+0.250 columns, -0.500 rows" in axis.get_title()
 
 
-def test_mae_has_nothing_to_draw() -> None:
-    with pytest.raises(ValueError, match="no adversary"):
-        draw_adversary(autoencoder(None))
+def test_mae_plus_draws_reconstructions_alone() -> None:
+    figures = autoencoder(None).figures([normalized(pictures(2, 16, 16))[:, None]], MEAN, STD)
+    assert list(figures) == ["reconstructions"]
 
 
 def test_drift() -> None:
@@ -316,7 +309,7 @@ def test_attention_of_a_dense_tasks_checkpoint(tmp_path, capsys) -> None:
     arguments = [str(tmp_path / "segmentor.pth"), str(images), "--out", str(tmp_path / "a.png")]
     assert main(["attention", *arguments]) == 0
     assert main(["reconstruct", *arguments]) == 2
-    assert "needs a pretraining checkpoint" in capsys.readouterr().err
+    assert "segmentor.pth is not of a masked autoencoder" in capsys.readouterr().err
 
 
 def test_a_checkpoint_without_a_config_needs_the_model_named(tmp_path, capsys) -> None:
@@ -375,7 +368,7 @@ def train(folder: Path, images: Path, name: str, kind: str, hook: str) -> dict[s
     config = folder / f"{name}.py"
     config.write_text(f"""
 _base_ = [{str(ROOT / "configs" / "_base_" / "runtime.py")!r}]
-custom_imports = dict(imports=["adpe.engine", "adpe.engine.hooks.pretraining_figures"], allow_failed_imports=False)
+custom_imports = dict(imports=["adpe.engine", "adpe.engine.hooks.visualization"], allow_failed_imports=False)
 model = dict(type="AdPEPretraining", model="adpe_vit_tiny_patch4", position={position!r}, adversary={adversary!r},
     **{OPTIONS!r})
 train_dataloader = dict(batch_size=4, num_workers=0, sampler=dict(type="DefaultSampler", shuffle=True),

@@ -18,7 +18,7 @@ class AdPELayerDecayOptimWrapperConstructor:
 
     Args:
         optim_wrapper_cfg: ``optimizer`` holds torch's options; its ``lr`` is that of the heads.
-        paramwise_cfg: ``layer_decay_rate`` and, optionally, ``compat`` ("clean", "mmseg" or "detectron2").
+        paramwise_cfg: ``layer_decay_rate`` and, optionally, ``compat`` ("clean", "mmseg", "detectron2" or "all").
 
     Raises:
         UserError: for options that are missing or unknown.

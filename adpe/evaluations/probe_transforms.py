@@ -1,0 +1,81 @@
+"""The augmentation of the linear segmentation probe as transforms of mmseg's pipelines."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mmcv
+import numpy as np
+import torch
+from mmcv.transforms import BaseTransform
+from mmengine.registry import TRANSFORMS
+
+from adpe.evaluations.probe_augmentation import crop_offset, distort, draw_distortion, resized_size
+
+
+def _generator() -> np.random.Generator:
+    """Draws that follow numpy's global state, which the launcher seeds for every item."""
+    return np.random.default_rng(np.random.randint(2**32, dtype=np.uint32))
+
+
+@TRANSFORMS.register_module()
+class AdPEProbeResize(BaseTransform):
+    """Shorter side to ``int(short * u)``, u uniform in `ratio_range`: image bilinear with antialias, labels nearest.
+
+    Args:
+        short: pixels.
+        ratio_range: of u; (1, 1) for evaluation, where labels keep their size because they are loaded later.
+    """
+
+    def __init__(self, short: int, ratio_range: tuple[float, float] = (1.0, 1.0)) -> None:
+        self.short, (self.smallest, self.largest) = short, ratio_range
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        short = int(self.short * _generator().uniform(self.smallest, self.largest))
+        height, width = results["img"].shape[:2]
+        size = resized_size(width, height, short)
+        results["img"] = mmcv.imresize(results["img"], size, interpolation="bilinear", backend="pillow")
+        for key in results.get("seg_fields", []):
+            results[key] = mmcv.imresize(results[key], size, interpolation="nearest", backend="pillow")
+        results["img_shape"] = results["img"].shape[:2]
+        results["scale_factor"] = (size[0] / width, size[1] / height)
+        results["keep_ratio"] = True
+        return results
+
+
+@TRANSFORMS.register_module()
+class AdPEProbeCrop(BaseTransform):
+    """A crop with two classes or more, see :func:`crop_offset`; a smaller image is kept whole.
+
+    Args:
+        crop_size: height and width.
+    """
+
+    def __init__(self, crop_size: tuple[int, int]) -> None:
+        self.crop_size = crop_size[0], crop_size[1]
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        rng = _generator()
+        height, width = results["img"].shape[:2]
+
+        def draw() -> tuple[int, int]:
+            tops, lefts = max(height - self.crop_size[0], 0), max(width - self.crop_size[1], 0)
+            return int(rng.integers(tops + 1)), int(rng.integers(lefts + 1))
+
+        top, left = crop_offset(results["gt_seg_map"], self.crop_size, draw)
+        window = slice(top, top + self.crop_size[0]), slice(left, left + self.crop_size[1])
+        for key in ("img", *results.get("seg_fields", [])):
+            results[key] = results[key][window]
+        results["img_shape"] = results["img"].shape[:2]
+        return results
+
+
+@TRANSFORMS.register_module()
+class AdPEProbeDistortion(BaseTransform):
+    """Photometric distortion of a BGR image of bytes, see :func:`distort`: any hue, mmseg turns by 36 degrees."""
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        image = torch.from_numpy(np.ascontiguousarray(results["img"][..., ::-1].transpose(2, 0, 1)))
+        distorted = distort(image, draw_distortion(_generator())).numpy()
+        results["img"] = np.ascontiguousarray(distorted.transpose(1, 2, 0)[..., ::-1])
+        return results
