@@ -299,4 +299,4 @@ def _show(cfg: Config, folder: str) -> None:
         cfg.default_hooks.visualization.test_out_dir = os.path.abspath(folder)
     visualizer = "SegLocalVisualizer" if hook.startswith("Seg") else "DetLocalVisualizer"
     backends = [{"type": "LocalVisBackend"}]
-    cfg.visualizer = {"type": visualizer, "vis_backends": backends, "save_dir": folder, "name": "visualizer"}
+    cfg.visualizer = {"type": visualizer, "vis_backends": backends, "save_dir": folder}
