@@ -15,19 +15,29 @@ if TYPE_CHECKING:
     from adpe.checkpoints.loading import load_checkpoint as load_checkpoint
     from adpe.checkpoints.loading import read_checkpoint as read_checkpoint
     from adpe.checkpoints.loading import save_checkpoint as save_checkpoint
+    from adpe.methods.adpe import AdPE as AdPE
     from adpe.methods.adversary import Adversary as Adversary
+    from adpe.methods.base import PretrainingMethod as PretrainingMethod
+    from adpe.methods.factory import create_method as create_method
     from adpe.methods.factory import create_model as create_model
-    from adpe.methods.mae import MaskedAutoencoder as MaskedAutoencoder
+    from adpe.methods.factory import masked_autoencoder as masked_autoencoder
+    from adpe.methods.mae import MAE as MAE
+    from adpe.methods.mae_plus import MAEPlus as MAEPlus
     from adpe.models.factory import create_encoder as create_encoder
     from adpe.models.factory import register_with_timm as register_with_timm
     from adpe.models.vit import VisionTransformer as VisionTransformer
 
 _HOME = {
     "Adversary": "methods.adversary",
-    "MaskedAutoencoder": "methods.mae",
+    "AdPE": "methods.adpe",
+    "MAE": "methods.mae",
+    "MAEPlus": "methods.mae_plus",
+    "PretrainingMethod": "methods.base",
+    "create_method": "methods.factory",
     "VisionTransformer": "models.vit",
     "create_encoder": "models.factory",
     "create_model": "methods.factory",
+    "masked_autoencoder": "methods.factory",
     "load_checkpoint": "checkpoints.loading",
     "read_checkpoint": "checkpoints.loading",
     "register_with_timm": "models.factory",

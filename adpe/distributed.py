@@ -10,21 +10,21 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import sys
 from typing import Any
 
 import torch
-from torch.distributed import run
+from torch.distributed import DistNetworkError, run
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-from adpe.errors import UserError
+from adpe.errors import EXIT_INTERRUPTED, EXIT_LOST, EXIT_MISTAKE, EXIT_PREEMPTED, UserError, print_error
 
-# Exit statuses of the scripts that say all there is to say: a user's mistake, a run stopped by a signal, and a process
-# that lost another one.
-_TOLD = (2, 85, 86)
+# Exit statuses of scripts that have said all there is to say.
+_TOLD = (EXIT_MISTAKE, EXIT_PREEMPTED, EXIT_LOST, EXIT_INTERRUPTED)
 
 
 def number_of_processes(gpus: str) -> int:
@@ -79,13 +79,43 @@ def rendezvous(environment: dict[str, str]) -> list[str]:
     ]
 
 
+def port_in_use(error: BaseException) -> UserError | None:
+    """The sentence for the error of a process that could not listen on its port, else None."""
+    if not isinstance(error, DistNetworkError) or "EADDRINUSE" not in str(error):
+        return None
+    port = re.search(r"port: (\d+)", str(error))
+    return UserError(
+        f"port {port[1] if port else os.environ.get('MASTER_PORT')} of this machine is in use by another program, "
+        "another training perhaps: choose a free one with MASTER_PORT, for tools/dist_train.sh and dist_test.sh PORT."
+    )
+
+
+_interrupts: list[int] = []
+
+
 def _forward(number: int, frame: Any) -> None:
-    """Pass a signal on to the processes started; torchrun itself forwards SIGTERM and SIGINT alone."""
+    """Pass a signal on to the processes started, which save a checkpoint; their status becomes this one's.
+
+    The third Ctrl-C kills them: one that hangs sees no signal.
+    """
+    if number == signal.SIGINT:
+        _interrupts.append(number)
+        number = signal.SIGKILL if len(_interrupts) > 2 else number
+    children = []
     for thread in os.listdir("/proc/self/task"):
         with open(f"/proc/self/task/{thread}/children") as file:
-            for child in file.read().split():
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(int(child), number)
+            children += file.read().split()
+    for child in children:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(child), number)
+    if not children:
+        raise SystemExit(128 + number)
+
+
+def _signals() -> list[str]:
+    """The option that leaves the signals to `_forward`: torchrun ends processes that take 30 s to save a checkpoint."""
+    known = "--signals-to-handle" in run.get_args_parser().format_help()  # torch >= 2.9
+    return ["--signals-to-handle=SIGHUP,SIGQUIT"] if known else []
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -95,23 +125,30 @@ def main(arguments: list[str] | None = None) -> int:
         if len(arguments) < 2:
             raise UserError("usage: python -m adpe.distributed GPUS SCRIPT [ARGUMENTS]")
         processes = number_of_processes(arguments[0])
-        options = [*rendezvous(dict(os.environ)), f"--nproc_per_node={processes}"]
+        options = [*rendezvous(dict(os.environ)), f"--nproc_per_node={processes}", *_signals()]
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        print_error(error)
+        return EXIT_MISTAKE
     # torchrun would set 1 and say so at length.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, _cores() // processes)))
     os.environ["ADPE_LAUNCHER_PID"] = str(os.getpid())
-    signal.signal(signal.SIGUSR1, _forward)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, _forward)
     try:
         run.main([*options, *arguments[1:]])
     except ChildFailedError as error:
         # One that lost another process is not the cause, even where it ended first.
-        rank, failure = min(error.failures.items(), key=lambda item: (item[1].exitcode == 86, item[1].timestamp))
+        rank, failure = min(error.failures.items(), key=lambda item: (item[1].exitcode == EXIT_LOST, item[1].timestamp))
         if failure.exitcode not in _TOLD:
             how = failure.signal_name() if failure.exitcode < 0 else f"exit status {failure.exitcode}"
             print(f"error: rank {rank} failed ({how}); the other processes were ended.", file=sys.stderr)
         return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
+    except DistNetworkError as error:
+        busy = port_in_use(error)
+        if busy is None:
+            raise
+        print_error(busy)
+        return EXIT_MISTAKE
     except SignalException as stop:
         print(f"error: stopped by {stop.sigval.name}; a checkpoint was saved if the run said so.", file=sys.stderr)
         return 128 + int(stop.sigval)

@@ -6,6 +6,12 @@ import importlib
 import sys
 from types import ModuleType
 
+# Exit statuses of the tools, beside 0 and, after a traceback, 1.
+EXIT_MISTAKE = 2  # in a config, path, checkpoint or command line
+EXIT_PREEMPTED = 85  # a signal stopped the run, which saved a checkpoint and can be resumed
+EXIT_LOST = 86  # the process waited for another one in vain
+EXIT_INTERRUPTED = 130  # Ctrl-C, and nothing was saved
+
 
 class UserError(RuntimeError):
     """A mistake in a config, path, checkpoint or command line.

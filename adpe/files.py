@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-# The checkout, or site-packages.
-ROOT = Path(__file__).resolve().parents[1]
+_PACKAGE = Path(__file__).resolve().parent
+# Whether this is a wheel's copy; setup.py puts configs, suites and tools below the package then.
+INSTALLED = not (_PACKAGE.parent / "configs").is_dir()
+ROOT = _PACKAGE / "checkout" if INSTALLED else _PACKAGE.parent
 
 
 @contextmanager

@@ -9,4 +9,3 @@ Command: tools/dist_train.sh configs/imagenet_linear_vitl.py 8 --cfg-options pre
 _base_ = "./_base_/imagenet_linear.py"
 
 model = dict(model="adpe_vit_large_patch16")
-train_dataloader = dict(batch_size=256)

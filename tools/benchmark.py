@@ -9,4 +9,5 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tools.train import main
 
 if __name__ == "__main__":
-    sys.exit(main("main", "adpe.suites.commands"))
+    # Tables are made without torch; the commands that train or build import it themselves.
+    sys.exit(main("main", "adpe.suites.commands", needs={}))

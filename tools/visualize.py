@@ -26,22 +26,17 @@ from torchvision.transforms import v2
 from adpe.checkpoints.loading import load_checkpoint
 from adpe.checkpoints.reading import build_model
 from adpe.data.images import ImageSource
+from adpe.data.multicrop import IMAGENET_MEAN, IMAGENET_STD
 from adpe.errors import UserError, print_error
-from adpe.methods.mae import MaskedAutoencoder
+from adpe.methods.adpe import AdPE
+from adpe.methods.adversary_figures import draw_adversary, draw_drift
+from adpe.methods.base import PretrainingMethod
+from adpe.methods.mae import MAE
 from adpe.models.vit import VisionTransformer
+from adpe.viz.attention_maps import attention_maps, draw_attention
+from adpe.viz.figures import save_png
 from adpe.viz.predictions import read_scalars
-from adpe.viz.reconstructions import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    attention_weights,
-    describe_reconstruction,
-    draw_adversary,
-    draw_attention,
-    draw_drift,
-    draw_images,
-    reconstruct,
-    save_png,
-)
+from adpe.viz.reconstructions import draw_reconstructions
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -74,16 +69,16 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def build(args: argparse.Namespace) -> MaskedAutoencoder | VisionTransformer:
-    """The model of a checkpoint, not loaded: a masked autoencoder, or the encoder alone of a dense task."""
+def build(args: argparse.Namespace) -> PretrainingMethod | VisionTransformer:
+    """The model of a checkpoint, not loaded: a pretraining method, or the encoder alone of a dense task."""
     return build_model(args.checkpoint, args.model, **dict(assignment(text) for text in args.set))
 
 
-def load_autoencoder(args: argparse.Namespace) -> MaskedAutoencoder:
+def load_autoencoder(args: argparse.Namespace) -> MAE:
     """The masked autoencoder of a pretraining checkpoint, to evaluate."""
     model = build(args)
-    if isinstance(model, VisionTransformer):
-        raise UserError(f"{args.checkpoint} is of a dense task: {args.command} needs a pretraining checkpoint.")
+    if not isinstance(model, MAE):
+        raise UserError(f"{args.checkpoint} is not of a masked autoencoder, which {args.command} draws.")
     load_checkpoint(model, args.checkpoint)
     return model.eval()
 
@@ -134,14 +129,14 @@ def reconstructions(args: argparse.Namespace) -> list[Path]:
     images = read_images(args, model.encoder)
     h, w = model.encoder.patch_embed.grid(images)
     noise = torch.rand(len(images), h * w, generator=torch.Generator().manual_seed(args.seed))
-    figure = draw_images(reconstruct(model, images, noise), describe_reconstruction(model))
+    figure = draw_reconstructions(model, images, noise, IMAGENET_MEAN, IMAGENET_STD)
     return [save_png(figure, args.out or "reconstruct.png")]
 
 
 def positions(args: argparse.Namespace) -> list[Path]:
     """The adversary's positions, and their drift where the run's log is at hand."""
     model = load_autoencoder(args)
-    if model.adversary is None or not model.adversary.learns:
+    if not isinstance(model, AdPE) or not model.adversary.learns:
         raise UserError(f"{args.checkpoint} has no adversary that learns: MAE, MAE+ and the random control have none.")
     out = Path(args.out or "positions.png")
     written = [save_png(draw_adversary(model), out)]
@@ -162,7 +157,6 @@ def attention(args: argparse.Namespace) -> list[Path]:
     images = read_images(args, encoder)
     h, w = encoder.patch_embed.grid(images)
     query = patch(args.query, h, w)
-    token = 0 if query is None else 1 + query[0] * w + query[1]
     depth = len(encoder.blocks)
     last = [depth - 1]
     blocks = args.blocks or (
@@ -170,10 +164,13 @@ def attention(args: argparse.Namespace) -> list[Path]:
     )
     if bad := [block for block in blocks if not 0 <= block < depth]:
         raise UserError(f"--blocks {bad}: the encoder has blocks 0 to {depth - 1}.")
-    weights = attention_weights(encoder, images)
+    try:
+        of_blocks = attention_maps(encoder, images, query)
+    except UserError as error:
+        raise UserError(f"--query {args.query}: {error}") from None
     maps: dict[str, Tensor] = {}
     for block in blocks:
-        to_patches = weights[block][:, :, token, 1:].unflatten(-1, (h, w))
+        to_patches = of_blocks[block]
         if args.heads == "mean":
             maps[f"block {block}"] = to_patches.mean(1)
         else:

@@ -111,7 +111,7 @@ def load_checkpoint(
     """Load a checkpoint into an encoder or a masked autoencoder, and account for every tensor.
 
     Args:
-        model: :class:`VisionTransformer` (takes the encoder) or :class:`MaskedAutoencoder` (takes everything).
+        model: :class:`VisionTransformer` (takes the encoder) or :class:`MAE` (takes everything).
         path: see :func:`read_checkpoint`.
         allow_missing: shell patterns of our names that may keep their start, e.g. ``"blocks.*.attn.rel_pos_table"``.
         allow_unexpected: shell patterns of checkpoint names that may be left out.

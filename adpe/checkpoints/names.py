@@ -1,6 +1,6 @@
 """Names of the parameters of a ViT in every framework, and the ways between them and ours.
 
-Ours are those of :class:`adpe.MaskedAutoencoder`: ``encoder.*`` (timm's ViT names), ``mask_token``, ``decoder.*`` and
+Ours are those of :class:`adpe.MAE`: ``encoder.*`` (timm's ViT names), ``mask_token``, ``decoder.*`` and
 ``adversary.*``. Read: this project, the AdPE reference, MAE, timm's ViT and BEiT, mmpretrain (``VisionTransformer``,
 ``MAEViT``, ``BEiTViT``), mmsegmentation (``VisionTransformer``, ``MAE``, ``BEiT``), detectron2's ViTDet, DINO, DINOv2.
 """

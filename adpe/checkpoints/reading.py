@@ -17,8 +17,8 @@ import numpy as np
 import torch
 
 from adpe.errors import UserError, require
-from adpe.methods.factory import create_model
-from adpe.methods.mae import MaskedAutoencoder
+from adpe.methods.base import PretrainingMethod
+from adpe.methods.factory import autoencoder_of, create_method
 from adpe.models.factory import create_encoder
 from adpe.models.vit import VisionTransformer
 
@@ -28,8 +28,15 @@ NOT_THE_NETWORK = ("type", "compile", "data_preprocessor", "out_indices", "final
 PICKLES = (".pkl", ".pickle")
 
 
-class _Ignored:
-    """Stands for the objects of mmengine's logs, so that reading a training checkpoint needs no mmengine."""
+class LoggedScalar:
+    """Stands for mmengine's HistoryBuffer, whose state it takes as attributes: reading one needs no mmengine."""
+
+    _log_history: np.ndarray
+    _count_history: np.ndarray
+
+    def history(self) -> tuple[np.ndarray, np.ndarray]:
+        """The logged values and the number of items behind each, both of shape (n,)."""
+        return self._log_history, self._count_history
 
 
 def _no_attribute(*_: object) -> None:
@@ -39,13 +46,17 @@ def _no_attribute(*_: object) -> None:
 _multiarray = getattr(np, "_core", None) or np.core
 _reconstruct, _scalar = _multiarray.multiarray._reconstruct, _multiarray.multiarray.scalar
 # What training checkpoints of MAE, DINO and mmengine hold beside tensors and plain containers: data, no code.
-_DATA_TYPES: list[Any] = [
+DATA_TYPES: list[Any] = [
     argparse.Namespace,
-    (_Ignored, "mmengine.logging.history_buffer.HistoryBuffer"),
+    (LoggedScalar, "mmengine.logging.history_buffer.HistoryBuffer"),
+    (dict, "mmengine.config.config.ConfigDict"),
     *((_no_attribute, f"{module}.getattr") for module in ("builtins", "__builtin__")),
     np.ndarray,
     np.dtype,
-    *(type(np.dtype(name)) for name in ("float32", "float64", "int32", "int64", "bool")),
+    *{
+        type(np.dtype(name))
+        for name in ("?", "b", "h", "i", "l", "q", "B", "H", "I", "L", "Q", "e", "f", "d", "U", "S")
+    },
     *((_reconstruct, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
     *((_scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
 ]
@@ -105,7 +116,7 @@ def _read(path: Path) -> object:
             _refuse_large_memo(file)
             file.seek(0)
             return _tensors(_ArrayUnpickler(file, encoding="latin1").load())
-    with torch.serialization.safe_globals(_DATA_TYPES):
+    with torch.serialization.safe_globals(DATA_TYPES):
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
@@ -206,7 +217,7 @@ class _DictCalls(ast.NodeTransformer):
         return ast.Dict(keys, [keyword.value for keyword in node.keywords])
 
 
-def build_model(path: str | Path, model: str | None = None, **options: Any) -> MaskedAutoencoder | VisionTransformer:
+def build_model(path: str | Path, model: str | None = None, **options: Any) -> PretrainingMethod | VisionTransformer:
     """The model that a checkpoint was made with, at its random start; :func:`adpe.load_checkpoint` loads it.
 
     Args:
@@ -215,7 +226,7 @@ def build_model(path: str | Path, model: str | None = None, **options: Any) -> M
         options: of the model; they go before what the checkpoint says.
 
     Returns:
-        the masked autoencoder of a pretraining checkpoint, the encoder of one of a dense task.
+        the method of a pretraining checkpoint, the encoder of one of a dense task.
 
     Raises:
         UserError: if the checkpoint cannot be read or does not say of which model it is, or for wrong options.
@@ -231,6 +242,9 @@ def build_model(path: str | Path, model: str | None = None, **options: Any) -> M
         )
     said |= options
     try:
-        return create_encoder(name, **said) if backbone else create_model(name, **said)
+        if backbone:
+            return create_encoder(name, **said)
+        method = said.pop("method", None) or autoencoder_of(said)
+        return create_method(method, name, **said)
     except (TypeError, ValueError) as error:
         raise UserError(f"No model can be built of {name} and {said}: {error}") from None

@@ -27,7 +27,7 @@ class AdPEImageDataset(Dataset):
     Args:
         source: folder, archive, or list of them; see `ImageSource`.
         split: folder inside the source to restrict it to.
-        crops: arguments of `MultiCrop`.
+        crops: arguments of `MultiCrop`, or a list of them, one for each group of views.
         seed: of the crops.
         on_corrupt: ``"skip"`` or ``"error"``; see `ImageSource`.
         cache_dir: where compressed tars are unpacked; see `ImageSource`.
@@ -40,12 +40,14 @@ class AdPEImageDataset(Dataset):
         self,
         source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
         split: str | None = None,
-        crops: dict[str, Any] | None = None,
+        crops: dict[str, Any] | Sequence[dict[str, Any]] | None = None,
         seed: int = 0,
         on_corrupt: str = "skip",
         cache_dir: str | os.PathLike[str] | None = None,
     ) -> None:
-        self.crops = MultiCrop(**(crops or {}))
+        groups: Sequence[dict[str, Any]] = [crops or {}] if crops is None or isinstance(crops, dict) else crops
+        self.grouped = groups is crops
+        self.crops = [MultiCrop(**group) for group in groups]
         self.images = ImageSource(source, split=split, on_corrupt=on_corrupt, cache_dir=cache_dir)
         self.seed = seed
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
@@ -71,12 +73,15 @@ class AdPEImageDataset(Dataset):
         """One sample, for mmengine's `default_collate`.
 
         Returns:
-            `inputs`: (K, 3, size, size) crops; `data_samples`: dict of `img_path` (str), `index` and `label` (int; -1
-            without class folders) of the image delivered, another than asked for where a corrupt one was skipped.
-            Collated: `inputs` (B, K, 3, size, size), `img_path` list of B, `index` and `label` (B,) int64.
+            `inputs`: (K, 3, size, size) crops, or a list of them for a list of `crops`; `data_samples`: dict of
+            `img_path` (str), `index` and `label` (int; -1 without class folders) of the image delivered, another than
+            asked for where a corrupt one was skipped. Collated: `inputs` (B, K, 3, size, size), `img_path` list of B,
+            `index` and `label` (B,) int64.
         """
         image, delivered = self.images.load(index)
-        inputs = self.crops(image, crop_generator(self.seed, self.epoch, index))
+        generator = crop_generator(self.seed, self.epoch, index)
+        groups = [crops(image, generator) for crops in self.crops]
+        inputs = groups if self.grouped else groups[0]
         path, label = self.images.path(delivered), self.images.label(delivered)
         return {"inputs": inputs, "data_samples": {"img_path": path, "index": delivered, "label": label}}
 

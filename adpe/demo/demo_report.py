@@ -19,7 +19,7 @@ import adpe.engine  # noqa: F401  registers models and data sets
 from adpe.checkpoints.loading import load_checkpoint
 from adpe.checkpoints.reading import build_model
 from adpe.data.images import ImageSource
-from adpe.data.multicrop import MultiCrop, crop_generator
+from adpe.data.multicrop import IMAGENET_MEAN, IMAGENET_STD, MultiCrop, crop_generator
 from adpe.demo.chain import write_text
 from adpe.engine.hooks.checkpointing import latest_checkpoint, read_training_checkpoint
 from adpe.errors import UserError
@@ -27,8 +27,9 @@ from adpe.leaderboard.html.page import Chart, Picture, Run, write_page
 from adpe.leaderboard.ranking import build_leaderboard
 from adpe.leaderboard.records import read_records
 from adpe.leaderboard.tables import print_terminal, to_csv, to_markdown
+from adpe.viz.figures import draw_images, save_png
 from adpe.viz.predictions import detections, loss_curves, read_scalars, segmentations
-from adpe.viz.reconstructions import draw_images, reconstruct, save_png
+from adpe.viz.reconstructions import reconstruct
 
 if TYPE_CHECKING:
     from adpe.demo.chain import Stage
@@ -145,7 +146,7 @@ def _reconstruct(pretraining: Stage, annotated: Stage, path: Path) -> Path:
     patches = (size // model.encoder.patch_size) ** 2
     noise = torch.rand(len(images), patches, generator=torch.Generator().manual_seed(0))
     title = f"Reconstructions, {model.mask_ratio:.0%} of the patches hidden"
-    return save_png(draw_images(reconstruct(model, images, noise), title), path)
+    return save_png(draw_images(reconstruct(model, images, noise, IMAGENET_MEAN, IMAGENET_STD), title), path)
 
 
 def _same_size(arrays: list[np.ndarray]) -> tuple[int, int]:

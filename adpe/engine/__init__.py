@@ -1,4 +1,4 @@
-"""Everything that registers with mmengine; configs name this package in `custom_imports`."""
+"""Everything that registers with mmengine; configs name this package in `custom_imports`. Guards mmcv's operators."""
 
 from adpe.data import classification as _classification  # noqa: F401
 from adpe.data import dataset as _dataset  # noqa: F401
@@ -17,7 +17,10 @@ from adpe.engine.optim import pretraining_constructor as pretraining_constructor
 from adpe.evaluations import accuracy as _accuracy  # noqa: F401
 from adpe.evaluations import classification as _evaluation  # noqa: F401
 from adpe.evaluations import frozen_features as _frozen_features  # noqa: F401
+from adpe.transfer import contiguous_ops as _contiguous_ops
 from adpe.transfer import necks as _necks  # noqa: F401
 from adpe.transfer import timm_backbone as _timm_backbone  # noqa: F401
 from adpe.transfer import tta as _tta  # noqa: F401
 from adpe.transfer import vit_backbone as _vit_backbone  # noqa: F401
+
+_contiguous_ops.guard_operators()

@@ -18,6 +18,7 @@ from mmengine.runner import Runner
 from mmengine.utils import import_modules_from_strings
 
 from adpe.errors import UserError, require
+from adpe.files import ROOT
 
 # Top-level keys that a config may leave out and --cfg-options may set.
 _TOP_LEVEL = {
@@ -28,6 +29,14 @@ _TOP_LEVEL = {
 # Modules that configs of earlier versions import, to where they are now.
 _MOVED = {"adpe.engine.detection_heads": "adpe.transfer.detection_heads"}
 _SCOPE_PACKAGES = {"mmseg": ("mmcv", "mmseg"), "mmdet": ("mmcv", "mmdet"), "mmpretrain": ("mmcv", "mmpretrain")}
+
+
+def find_config(path: str | Path) -> Path:
+    """The file of a config by its path, or by its name below configs/: ``pretrain/cifar10_mae``."""
+    path = Path(path)
+    named = ROOT / "configs" / path
+    candidates = (path, ROOT / path, named, named.with_name(f"{named.name}.py"))
+    return next((file for file in candidates if file.is_file()), path)
 
 
 def read_config(path: str | Path, options: dict[str, Any] | None = None) -> Config:
@@ -43,9 +52,9 @@ def read_config(path: str | Path, options: dict[str, Any] | None = None) -> Conf
     Raises:
         UserError: if the file, a base, a key or a required package is missing, or the file is not valid.
     """
-    path = Path(path)
+    path = find_config(path)
     if not path.is_file():
-        root = Path(__file__).parents[2] / "configs"
+        root = ROOT / "configs"
         known = [str(file.relative_to(root.parent)) for file in root.rglob("*.py") if "_base_" not in file.parts]
         names = {Path(name).stem: name for name in known}
         near = difflib.get_close_matches(str(path), known, 3, 0.5)
@@ -71,8 +80,8 @@ def read_config(path: str | Path, options: dict[str, Any] | None = None) -> Conf
         require(package, "requirements/mm.txt")
     if cfg.get("custom_imports"):
         imports = cfg.custom_imports.get("imports") or []
-        names = [imports] if isinstance(imports, str) else imports
-        cfg.custom_imports["imports"] = [_MOVED.get(name, name) for name in names]
+        modules = [imports] if isinstance(imports, str) else imports
+        cfg.custom_imports["imports"] = [_MOVED.get(module, module) for module in modules]
         try:
             import_modules_from_strings(**cfg.custom_imports)
         except ImportError as error:

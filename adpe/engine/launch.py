@@ -13,15 +13,19 @@ from typing import Any
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
 
-from adpe.engine import precision  # noqa: F401  registers with mmengine
+from adpe.distributed import port_in_use
 from adpe.engine.config import check_files, mistake_in_config, read_config
 from adpe.engine.effective_batch import apply_effective_batch
-from adpe.engine.hooks.checkpointing import EXIT_PREEMPTED, latest_checkpoint, read_training_checkpoint
+from adpe.engine.hooks.checkpointing import latest_checkpoint, read_training_checkpoint
+from adpe.engine.hooks.defaults import complete_hooks, complete_visualizer
 from adpe.engine.hooks.recording import config_sha256
-from adpe.engine.processes import EXIT_LOST, check_launcher, join, lost_process
+from adpe.engine.precision import request_precision, settle_precision
+from adpe.engine.processes import check_launcher, join, lock_work_dir, lost_process, unlock_work_dirs
 from adpe.engine.reproducible import make_reproducible
+from adpe.engine.resolved_protocol import swept_paths, task_protocol
 from adpe.engine.runner import AdPERunner
-from adpe.errors import UserError, print_error
+from adpe.errors import EXIT_INTERRUPTED, EXIT_LOST, EXIT_MISTAKE, EXIT_PREEMPTED, UserError, print_error
+from adpe.evaluations.unrounded import use_unrounded_metrics
 from adpe.files import atomic_write
 from adpe.transfer.tta import use_tta
 
@@ -67,17 +71,14 @@ def _run(command: Callable[[argparse.Namespace], Any], args: argparse.Namespace)
         command(args)
     except SystemExit as stop:
         status = int(stop.code or 0)
+    except KeyboardInterrupt:
+        resume = " To resume from the last checkpoint, run the same command with --resume." if command is train else ""
+        _tell(UserError(f"interrupted.{resume}"), args.launcher)
+        status = EXIT_INTERRUPTED
     except Exception as error:
-        mistake = error if isinstance(error, UserError) else mistake_in_config(error)
-        lost = lost_process(error) if args.launcher != "none" else None
-        if lost:
-            _tell(UserError(lost), args.launcher)
-            status = EXIT_LOST
-        elif mistake is None:
-            traceback.print_exc()
-            status = 1
-        else:
-            status = _tell(mistake, args.launcher)
+        status = _failed(error, args.launcher)
+    finally:
+        unlock_work_dirs()
     # After a failure the others may be anywhere, and waiting for them would hang.
     if torch.distributed.is_initialized() and status in (0, EXIT_PREEMPTED):
         torch.distributed.barrier()
@@ -85,10 +86,26 @@ def _run(command: Callable[[argparse.Namespace], Any], args: argparse.Namespace)
     return status
 
 
+def _failed(error: Exception, launcher: str) -> int:
+    """Tell an error, in a sentence if it is a user's mistake or another process's failure. Returns the exit status."""
+    busy = port_in_use(error)
+    if busy:
+        return _tell(busy, launcher)
+    mistake = error if isinstance(error, UserError) else mistake_in_config(error)
+    lost = lost_process(error) if launcher != "none" else None
+    if lost:
+        _tell(UserError(lost), launcher)
+        return EXIT_LOST
+    if mistake is None:
+        traceback.print_exc()
+        return 1
+    return _tell(mistake, launcher)
+
+
 def _tell(error: UserError, launcher: str) -> int:
     rank = int(os.environ.get("RANK", 0)) if launcher != "none" else 0
     print_error(error, f"rank {rank}: " if rank else "")
-    return 2
+    return EXIT_MISTAKE
 
 
 def _say(line: str) -> None:
@@ -100,6 +117,7 @@ def _say(line: str) -> None:
 def train(args: argparse.Namespace) -> AdPERunner:
     """Train the config of the command line."""
     cfg = _config(args)
+    lock_work_dir(cfg.work_dir, args.launcher)
     for name in ("train_dataloader", "train_cfg", "optim_wrapper", "model"):
         if not isinstance(cfg.get(name), dict):
             raise UserError(f"config {cfg.filename} has no dict {name}, which training needs.")
@@ -120,7 +138,8 @@ def train(args: argparse.Namespace) -> AdPERunner:
         cfg.randomness.deterministic = True
         # cuBLAS asks for this before its first use.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    _set_precision(cfg, args.amp)
+    request_precision(cfg, args.amp)
+    complete_visualizer(cfg)
     source = Config(cfg.to_dict(), filename=str(cfg.filename))
     seed = _find_resumed(cfg, args.resume)
     if seed is not None and seed != cfg.randomness.seed:
@@ -131,13 +150,22 @@ def train(args: argparse.Namespace) -> AdPERunner:
     if cfg.get("record"):
         cfg.record.update(config=str(cfg.filename), config_sha256=config_sha256(source))
 
+    task, swept = None, []
+    if cfg.get("record") and os.environ.get("RANK", "0") == "0":
+        options = {**(args.cfg_options or {}), **({} if args.seed is None else {"seed": args.seed})}
+        task, swept = task_protocol(args.config, options), swept_paths(args.config, options, cfg)
     processes = int(os.environ["WORLD_SIZE"]) if args.launcher != "none" else 1
     batch = apply_effective_batch(cfg, processes)
     _fit_to_device(cfg, args.launcher)
+    complete_hooks(cfg)
+    use_unrounded_metrics(cfg)
     join(cfg, args.launcher)
+    precision = settle_precision(cfg)
     make_reproducible(cfg, cfg.randomness.seed, batch.accumulation)
     runner = AdPERunner.from_cfg(cfg)
-    runner.logger.info(str(batch))
+    runner.source = source, swept, task
+    for line in filter(None, (str(batch), precision)):
+        runner.logger.info(line)
     if runner.rank == 0:
         # As it was before this number of processes and this device were worked in, for running it again.
         source.dump(os.path.join(runner.work_dir, Path(source.filename).name))
@@ -159,6 +187,7 @@ def test(args: argparse.Namespace) -> dict[str, float]:
     check_files(cfg, ["test_dataloader"])
     if args.tta:
         use_tta(cfg)
+    use_unrounded_metrics(cfg)
     _fit_to_device(cfg, args.launcher)
     join(cfg, args.launcher)
     if args.out and Path(args.out).suffix not in (".json", ".pkl"):
@@ -194,15 +223,6 @@ def _config(args: argparse.Namespace) -> Config:
     return cfg
 
 
-def _set_precision(cfg: Config, amp_dtype: str | None) -> None:
-    if amp_dtype == "fp16":
-        if not torch.cuda.is_available():
-            raise UserError("--amp fp16 needs a GPU; on a CPU use --amp bf16.")
-        cfg.optim_wrapper.update(type="AmpOptimWrapper", dtype="float16")
-    elif amp_dtype == "bf16":
-        cfg.optim_wrapper.update(type="AdPEAutocastOptimWrapper", dtype="bfloat16")
-
-
 def _find_resumed(cfg: Config, resume: str | None) -> int | None:
     """Set the checkpoint to resume from, if any. Returns the seed of the run it comes from."""
     if resume is None:
@@ -221,6 +241,10 @@ def _find_resumed(cfg: Config, resume: str | None) -> int | None:
     if "iter" not in meta:
         raise UserError(f"{path} holds weights only; to start from them use --cfg-options load_from={path}.")
     cfg.load_from, cfg.resume = str(path), True
+    if cfg.get("precision") == "auto":
+        # Not measured anew: a resumed run gives what an uninterrupted one gives.
+        cfg.precision = meta.get("precision", "float32")
+        request_precision(cfg)
     return meta.get("seed")
 
 

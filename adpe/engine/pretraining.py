@@ -1,13 +1,15 @@
-"""Masked image modelling under mmengine's Runner."""
+"""A pretraining method under mmengine's Runner."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from mmengine.dist import master_only
 from mmengine.hooks import Hook
+from mmengine.logging import MessageHub
 from mmengine.model import BaseDataPreprocessor, BaseModel
 from mmengine.registry import HOOKS, MODELS
 from torch import Tensor
@@ -15,17 +17,19 @@ from torch import Tensor
 from adpe.checkpoints.loading import save_checkpoint
 from adpe.data.multicrop import IMAGENET_MEAN, IMAGENET_STD, normalize_crops
 from adpe.engine.unwrapped import unwrapped
-from adpe.methods.factory import create_model
+from adpe.methods.base import Progress
+from adpe.methods.factory import autoencoder_of, create_method
 
 
 @MODELS.register_module()
 class AdPECropsPreprocessor(BaseDataPreprocessor):
-    """Move crops to the device and put the crops of an image on the batch axis.
+    """Moves the views of images to the device.
 
-    ``inputs`` is ``(B, K, 3, h, w)``, float32 normalised or uint8; uint8 crops are normalised here, on the device.
+    ``inputs`` is ``(B, V, C, h, w)``, or a list of such groups of one size each; float32 normalised or uint8, which is
+    normalised here, on the device.
 
     Args:
-        mean: of the three channels, for pixels in 0..1, for uint8 crops.
+        mean: of the channels, for pixels in 0..1, for uint8 crops.
         std: likewise.
         non_blocking: copy to the device without waiting.
     """
@@ -41,50 +45,75 @@ class AdPECropsPreprocessor(BaseDataPreprocessor):
 
     def forward(self, data: dict[str, Any], training: bool = False) -> dict[str, Any]:
         inputs = self.cast_data(data["inputs"])
-        crops = inputs.flatten(0, 1)
-        if crops.dtype == torch.uint8:
-            crops = normalize_crops(crops, self.mean, self.std)
-        return {"inputs": crops, "data_samples": data.get("data_samples")}
+        groups = list(inputs) if isinstance(inputs, (list, tuple)) else [inputs]
+        views = [
+            normalize_crops(group, self.mean, self.std) if group.dtype == torch.uint8 else group for group in groups
+        ]
+        return {"inputs": views, "data_samples": data.get("data_samples")}
 
 
 @MODELS.register_module()
 class AdPEPretraining(BaseModel):
-    """A :class:`adpe.MaskedAutoencoder` as a model of mmengine.
+    """A :class:`adpe.methods.base.PretrainingMethod` as a model of mmengine.
 
     Args:
-        model: name for :func:`adpe.create_model`.
+        model: the encoder's name, for :func:`adpe.create_encoder`.
+        method: name in :data:`adpe.methods.METHODS`; None is the masked autoencoder that `mask_tokens` and `adversary`
+            stand for.
         compile: compile the blocks with ``torch.compile``.
         data_preprocessor: config; :class:`AdPECropsPreprocessor` if None.
-        options: of :func:`adpe.create_model`.
+        options: of the method and of the encoder.
     """
 
     def __init__(
-        self, model: str, compile: bool = False, data_preprocessor: dict | None = None, **options: Any
+        self,
+        model: str,
+        method: str | None = None,
+        compile: bool = False,
+        data_preprocessor: dict | None = None,
+        **options: Any,
     ) -> None:
         super().__init__(data_preprocessor or {"type": "AdPECropsPreprocessor"})
-        self.model = create_model(model, **options)
+        self.model = create_method(method or autoencoder_of(options), model, **options)
+        if self.model.unit_pixels:
+            channels = len(self.data_preprocessor.mean)
+            self.data_preprocessor.mean, self.data_preprocessor.std = (0.0,) * channels, (1.0,) * channels
         if compile:
-            for block in [*self.model.encoder.blocks, *self.model.decoder.blocks]:
-                block.compile()
+            for module in self.model.compiled():
+                module.compile()
 
-    def forward(self, inputs: Tensor, data_samples: Any = None, mode: str = "tensor") -> Any:
-        """Crops ``(B * K, 3, h, w)``: ``{"loss"}`` in mode "loss", else features ``(B * K, 1 + L, D)``."""
+    def forward(self, inputs: Sequence[Tensor] | Tensor, data_samples: Any = None, mode: str = "tensor") -> Any:
+        """Views, see :class:`AdPECropsPreprocessor`: the method's losses in mode "loss".
+
+        In other modes the features ``(B * V, 1 + L, D)`` of the first group, or of images ``(B, C, h, w)``.
+        """
         if mode == "loss":
-            return {"loss": self.model(inputs)}
-        return self.model.forward_features(inputs)
+            views = [inputs.unsqueeze(1)] if isinstance(inputs, Tensor) else inputs
+            return self.model.losses(views, training_progress())
+        images = inputs if isinstance(inputs, Tensor) else inputs[0].flatten(0, 1)
+        return self.model.forward_features(images)
+
+
+def training_progress() -> Progress:
+    """How far the Runner's training is, as its hook for runtime information says; the first step outside of one."""
+    hub = MessageHub.get_current_instance()
+    iteration, iterations, epoch, epochs = (
+        int(hub.get_info(key) or 0) for key in ("iter", "max_iters", "epoch", "max_epochs")
+    )
+    return Progress(iteration, max(iterations, 1), epoch, max(epochs, 1))
 
 
 @HOOKS.register_module()
 class AdPEExportHook(Hook):
-    """Writes the encoder alone to ``<work_dir>/encoder.safetensors`` at the end of pretraining: transfer starts there.
+    """Writes the encoder alone to ``<work_dir>/encoder.safetensors`` at the end of pretraining, for transfer.
 
-    Neither mask token nor adversary nor decoder is in it.
+    Nothing else of the method is in it: no mask token, adversary, decoder or teacher.
     """
 
     @master_only
     def after_train(self, runner: Any) -> None:
-        model = unwrapped(runner.model)
+        method = unwrapped(runner.model).model
         path = Path(runner.work_dir) / "encoder.safetensors"
-        state = {f"encoder.{name}": tensor for name, tensor in model.model.encoder.state_dict().items()}
+        state = {f"encoder.{name}": tensor for name, tensor in method.exported().state_dict().items()}
         save_checkpoint(state, path, {"config": str(runner.cfg.filename), "iterations": str(runner.iter)})
         runner.logger.info(f"The encoder is in {path}")

@@ -1,7 +1,7 @@
-"""The processes of one training or evaluation: joining them, and telling which one was lost.
+"""The processes of one training or evaluation: joining them, telling which one was lost, and keeping others out.
 
 A wait for another process is bounded by ``env_cfg.dist_cfg.timeout`` (s, default `TIMEOUT`), after which the waiting
-process ends with `EXIT_LOST` and the launcher ends the rest. It has to be longer than what one process does alone while
+process ends with status 86 and the launcher ends the rest. It has to be longer than what one process does alone while
 the others wait: computing the metrics of a validation, saving a checkpoint, unpacking an archive.
 """
 
@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import ctypes
 import datetime
+import fcntl
 import os
 import re
 import signal
+import socket
 import time
+from pathlib import Path
 
 import torch
 from mmengine.config import Config
@@ -20,13 +23,17 @@ from torch.distributed import DistError, PrefixStore, TCPStore
 
 from adpe.errors import UserError
 
-# Exit status of a process that waited for another one in vain.
-EXIT_LOST = 86
 TIMEOUT = 1800.0
 ANSWER = 5.0  # s, that the others have for saying that they fail too
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl
 _COLLECTIVE = re.compile(r"gloo|NCCL|pair closure|Connection (reset|closed) by peer|Timed out waiting")
 _LOST = "lost another process"
+# Of the job step, else of the job.
+_NODE_LISTS = ("SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST", "SLURM_NODELIST")
+# Ports for jobs, below those that Linux gives to outgoing connections (32768 and above).
+_PORTS = range(15000, 30000)
+_LOCK = "training.lock"
+_locks: dict[str, int] = {}
 
 
 def check_launcher(launcher: str) -> None:
@@ -48,11 +55,69 @@ def check_launcher(launcher: str) -> None:
             if source not in os.environ:
                 raise UserError(f"--launcher slurm: {source} is not set; start with srun or tools/slurm_train.sh.")
             os.environ[name] = os.environ[source]
-        os.environ.setdefault("MASTER_ADDR", os.environ.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1"))
-        os.environ.setdefault("MASTER_PORT", "29500")
+        # Rank 0 runs on the first node; where srun was typed may be a login node.
+        nodes = next((os.environ[name] for name in _NODE_LISTS if os.environ.get(name)), "127.0.0.1")
+        os.environ.setdefault("MASTER_ADDR", first_host(nodes))
+        os.environ.setdefault("MASTER_PORT", str(_slurm_port()))
     missing = [name for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR") if name not in os.environ]
     if missing:
         raise UserError(f"--launcher {launcher}: {', '.join(missing)} not set; start with tools/dist_train.sh.")
+
+
+def first_host(nodes: str) -> str:
+    """The first host of a node list as Slurm writes it: ``"gpu[017-018,20],login"`` gives ``"gpu017"``."""
+    first = re.match(r"(?:[^,\[]|\[[^\]]*\])*", nodes)
+    return re.sub(r"\[([^\],-]*)[^\]]*\]", r"\1", first[0] if first else nodes)
+
+
+def _slurm_port() -> int:
+    """A port that the processes of a job step agree on without talking, and other jobs on the node do not."""
+    job, step = (os.environ.get(name, "") for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
+    if not job.isdigit():
+        return 29500
+    # Steps of one job are numbered from 0; a prime keeps them away from the next jobs.
+    return _PORTS[(int(job) + 1009 * (int(step) if step.isdigit() else 0)) % len(_PORTS)]
+
+
+def lock_work_dir(work_dir: str, launcher: str) -> None:
+    """Keep other trainings out of a work directory until this process ends, however it ends.
+
+    Rank 0 holds a lock (flock) on ``<work_dir>/training.lock``, which names the process.
+
+    Raises:
+        UserError: if another training holds it; it says which.
+    """
+    path = Path(os.path.realpath(work_dir), _LOCK)
+    if str(path) in _locks or (launcher != "none" and os.environ["RANK"] != "0"):
+        return
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        owner = os.pread(handle, 1000, 0).decode(errors="replace").strip()
+        os.close(handle)
+        raise UserError(
+            f"--work-dir {work_dir} is in use by another training ({owner or 'just starting'}): wait until it ends, "
+            "stop it, or give another --work-dir."
+        ) from None
+    except OSError as error:  # a file system without locks
+        os.close(handle)
+        print(f"{path} cannot be locked ({error.strerror}): start no other training in this folder.", flush=True)
+        return
+    os.ftruncate(handle, 0)
+    started = time.strftime("%Y-%m-%d %H:%M:%S")
+    os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}, since {started}\n".encode(), 0)
+    _locks[str(path)] = handle
+
+
+def unlock_work_dirs() -> None:
+    """Give up the locks of this process."""
+    while _locks:
+        os.close(_locks.popitem()[1])
+
+
+# A worker that outlives a killed training does not keep its lock.
+os.register_at_fork(after_in_child=unlock_work_dirs)
 
 
 def join(cfg: Config, launcher: str) -> None:

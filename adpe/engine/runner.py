@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,9 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from torch import nn
 
-from adpe.engine.hooks.checkpointing import read_training_checkpoint
+from adpe.engine.activation_checkpointing import checkpoint_activations
+from adpe.engine.hooks.checkpointing import make_plain, read_training_checkpoint
+from adpe.engine.precision import precision_of
 from adpe.engine.reproducible import position, set_random_state
 from adpe.engine.unwrapped import unwrapped
 from adpe.errors import UserError
@@ -26,14 +28,32 @@ class AdPERunner(Runner):
 
     Attributes:
         strict_load: whether a checkpoint must have exactly the model's parameters, as for evaluating and resuming.
+        source: for the record, the config as it was read, the paths in it that a sweep sets, and the protocol of the
+            task (`adpe.engine.resolved_protocol`); set by the launcher.
     """
 
     strict_load = False
+    source: tuple[Any, Sequence[str], dict[str, Any] | None]
     _random_state: dict[str, Any] | None = None
 
     def register_default_hooks(self, hooks: dict[str, Any] | None = None) -> None:
         """As mmengine's, and None switches off any hook of ``default_hooks``, not only mmengine's own."""
         super().register_default_hooks({name: Hook() if hook is None else hook for name, hook in (hooks or {}).items()})
+
+    def call_hook(self, fn_name: str, **kwargs: Any) -> None:
+        """As mmengine's, and after all hooks saw a checkpoint, whichever saves it, it is reduced to plain types."""
+        super().call_hook(fn_name, **kwargs)
+        if fn_name == "before_save_checkpoint":
+            make_plain(kwargs["checkpoint"])
+
+    def train(self) -> nn.Module:
+        """As mmengine's, with a recomputation under `activation_checkpointing` that trains backbones too."""
+        # Taken out, so that mmengine does not do it as well; the launcher has written the config with it.
+        modules = self.cfg.pop("activation_checkpointing", None)
+        if modules:
+            checkpoint_activations(unwrapped(self.model), modules)
+            self.logger.info(f"activation_checkpointing: {modules} recomputed in the backward pass")
+        return super().train()
 
     def save_checkpoint(self, out_dir: str, filename: str, *args: Any, **kwargs: Any) -> None:
         """Save as mmengine does, but to a temporary file that replaces `filename` once it is verified readable.
@@ -44,6 +64,8 @@ class AdPERunner(Runner):
         if not is_main_process():
             return
         path = Path(out_dir, filename)
+        # For a run that measures which precision to take, and is resumed.
+        kwargs["meta"] = {**(kwargs.get("meta") or {}), "precision": precision_of(self.cfg.get("optim_wrapper") or {})}
         try:
             with atomic_write(path) as temporary:
                 super().save_checkpoint(out_dir, temporary.name, *args, **kwargs)

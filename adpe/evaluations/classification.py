@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -76,6 +77,8 @@ class AdPEClassifier(_EncoderModel):
         global_pool: "avg" or "token".
         frozen: train the head alone.
         mixup: options of ``timm.data.Mixup`` (``mixup_alpha``, ``cutmix_alpha``); None mixes nothing.
+        mixup_batch: images that share one draw of `mixup` and are mixed with each other, however many a process holds
+            at once: published recipes draw for each GPU's images. None draws once for all that a process holds.
         label_smoothing: of the targets, mixed or not.
         head_init_std: of the linear layer's truncated normal start; MAE: 2e-5 for fine-tuning, 0.01 for the probe.
         init_cfg: see above; where the encoder starts.
@@ -93,6 +96,7 @@ class AdPEClassifier(_EncoderModel):
         global_pool: GlobalPool = "avg",
         frozen: bool = False,
         mixup: dict | None = None,
+        mixup_batch: int | None = None,
         label_smoothing: float = 0.0,
         head_init_std: float = 2e-5,
         init_cfg: dict | None = None,
@@ -124,8 +128,13 @@ class AdPEClassifier(_EncoderModel):
         nn.init.trunc_normal_(head.weight, std=head_init_std)
         if mixup and frozen:
             raise UserError("AdPEClassifier: mixup has no place in a linear probe (frozen=True).")
+        if mixup_batch is not None and (not mixup or mixup_batch < 2 or mixup_batch % 2):
+            raise UserError(
+                f"AdPEClassifier: mixup_batch = {mixup_batch!r} must be an even number of images, beside model.mixup."
+            )
         smoothing = {"label_smoothing": label_smoothing, "num_classes": num_classes}
         self.mixup = Mixup(**mixup, **smoothing) if mixup else None
+        self.mixup_batch = mixup_batch
         self.loss: nn.Module = SoftTargetCrossEntropy() if mixup else LabelSmoothingCrossEntropy(label_smoothing)
 
     def logits(self, images: Tensor) -> Tensor:
@@ -145,15 +154,29 @@ class AdPEClassifier(_EncoderModel):
         if mode == "loss":
             labels = data_samples["label"]
             if self.mixup is not None:
-                if len(inputs) % 2:
-                    raise UserError(
-                        f"mixup mixes pairs, and a process holds {len(inputs)} images at once: make "
-                        "train_dataloader.batch_size even, or set model.mixup=None."
-                    )
-                inputs, labels = self.mixup(inputs, labels)
+                inputs, labels = self._mix(self.mixup, inputs, labels)
             return {"loss": self.loss(self.logits(inputs).float(), labels)}
         logits = self.logits(inputs)
         return predictions(logits.float().softmax(dim=1), data_samples) if mode == "predict" else logits
+
+    def _mix(
+        self, mixup: Callable[..., tuple[Tensor, Tensor]], inputs: Tensor, labels: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Images ``(B, 3, H, W)`` and soft targets ``(B, num_classes)``, one draw for every `mixup_batch` images."""
+        if len(inputs) % 2:
+            raise UserError(
+                f"mixup mixes pairs, and a process holds {len(inputs)} images at once: make "
+                "train_dataloader.batch_size even, or set model.mixup=None."
+            )
+        share = self.mixup_batch or len(inputs)
+        if len(inputs) % share:
+            raise UserError(
+                f"model.mixup_batch = {share} images share a draw of mixup, but a process holds {len(inputs)} at once: "
+                f"make train_dataloader.batch_size a multiple of {share} (and the processes fewer, if need be), or set "
+                f"model.mixup_batch={len(inputs)}, which is another protocol."
+            )
+        mixed = [mixup(*part) for part in zip(inputs.split(share), labels.split(share), strict=True)]
+        return torch.cat([images for images, _ in mixed]), torch.cat([targets for _, targets in mixed])
 
     def train(self, mode: bool = True) -> AdPEClassifier:
         """A frozen encoder stays in evaluation mode."""

@@ -18,13 +18,13 @@ from adpe.errors import UserError
 
 
 class FeatureDataset(Dataset):
-    """Features ``(N, D)`` and labels ``(N,)`` in the place of a data set's images; a batch is one look-up.
+    """Features ``(N, D)`` and labels ``(N,)`` in the place of the images of `dataset`; a batch is one look-up.
 
     Indices may count passes, ``index + N * pass``, as `AdPESampler` gives them.
     """
 
-    def __init__(self, features: Tensor, labels: Tensor, metainfo: dict[str, Any]) -> None:
-        self.features, self.labels, self.metainfo = features, labels, metainfo
+    def __init__(self, features: Tensor, labels: Tensor, dataset: Any) -> None:
+        self.features, self.labels, self.dataset, self.metainfo = features, labels, dataset, dataset.metainfo
 
     def __len__(self) -> int:
         return len(self.features)
@@ -80,7 +80,7 @@ class AdPEFeatureCacheHook(Hook):
                 "would not: set augment=True in the config, which leaves this hook out, or is_training=False."
             )
         features, labels = compute_features(runner, dataset)
-        wrapper.dataset = FeatureDataset(features, labels, dataset.metainfo)
+        wrapper.dataset = FeatureDataset(features, labels, dataset)
 
 
 @HOOKS.register_module()

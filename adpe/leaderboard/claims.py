@@ -1,16 +1,26 @@
-"""Which published rows the suites claim to reproduce, and whether the records bear it out."""
+"""Which published rows the suites claim to reproduce, and whether the records bear it out.
+
+A claim is of the suite's own runs: its protocol, start, length of pretraining and seeds. What comes near is told apart
+from what was not run, with what differs.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from adpe.leaderboard.statistics import Summary, summarise
+from adpe.leaderboard.protocol import BEFORE, LOST, changes, protocol_of, words
 from adpe.leaderboard.tasks import is_defined, metric_of, short_names
-from adpe.suites.suite import Claim, Suite, sweep_text
+from adpe.leaderboard.uncertainty.seeds import Summary, summarise
+from adpe.suites.suite import Claim, Method, Suite, Task, slug, sweep_text
 
 PASS, FAIL, NOT_RUN = "pass", "fail", "not run"
+# Runs that are there, but not all that the claim is about, or not it at all.
+INCOMPLETE, NEAR_MISS = "incomplete", "near miss"
+STATES = (PASS, FAIL, INCOMPLETE, NEAR_MISS, NOT_RUN)
+# The protocol of a task as the suite runs it for a method, without data; see `adpe.suites.expected`.
+Expected = Callable[[Suite, Claim], Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -20,8 +30,9 @@ class Verdict:
     Attributes:
         published: the row of `benchmarks/published/`.
         expected: its value, in shown units.
-        ours: over the seeds recorded, None without any.
-        state: `PASS` within the tolerance of the published value, `FAIL` outside on either side, `NOT_RUN`.
+        ours: over the seeds recorded under the suite's own protocol, None without any.
+        state: `PASS` within the tolerance of the published value with all seeds, `FAIL` outside on either side,
+            `INCOMPLETE` with seeds missing, `NEAR_MISS` for runs of another protocol, start or length, `NOT_RUN`.
         note: what a reader has to know, e.g. why it cannot run yet.
     """
 
@@ -41,18 +52,24 @@ class Verdict:
 HEADER = ("Claim", "Published", "Ours", "Tolerance", "Result")
 
 
-def check_claims(suites: Iterable[Suite], records: Sequence[Mapping[str, Any]]) -> list[Verdict]:
-    """Every claim of the suites against the records of their runs, then the rows that no config is there for."""
+def check_claims(suites: Iterable[Suite], records: Sequence[Mapping[str, Any]], expected: Expected) -> list[Verdict]:
+    """Every claim of the suites against the records of their runs, then the rows that no config is there for.
+
+    Args:
+        suites: with claims.
+        records: of any runs.
+        expected: the protocol that a claim is about, asked for claims that have records alone.
+    """
     verdicts = []
     for suite in suites:
         for claim in suite.claims:
-            verdicts += [_verdict(suite, claim, name, records) for name in claim.tolerance]
+            verdicts += [_verdict(suite, claim, name, records, expected) for name in claim.tolerance]
         for published, reason in suite.missing:
-            for name, expected in published["metrics"].items():
+            for name, value in published["metrics"].items():
                 verdicts.append(
                     Verdict(
                         suite.name, published["method"], published["protocol"]["head"], published, name,
-                        float(expected), None, None, None, NOT_RUN, reason,
+                        float(value), None, None, None, NOT_RUN, reason,
                     )
                 )  # fmt: skip
     return verdicts
@@ -82,29 +99,76 @@ def sources(verdicts: Iterable[Verdict]) -> list[str]:
     return list(found)
 
 
-def _verdict(suite: Suite, claim: Claim, name: str, records: Sequence[Mapping[str, Any]]) -> Verdict:
-    expected, metric = float(claim.published["metrics"][name]), metric_of(name)
+def _verdict(
+    suite: Suite, claim: Claim, name: str, records: Sequence[Mapping[str, Any]], expected: Expected
+) -> Verdict:
+    value, metric = float(claim.published["metrics"][name]), metric_of(name)
     task = next(task for task in suite.tasks if task.name == claim.task)
+    method = next(method for method in suite.methods if method.name == claim.method)
     values: dict[int, float] = {}
+    misses: dict[str, str] = {}
     for record in records:
-        same = (record.get("suite"), record.get("method"), record.get("config"), record.get("sweep")) == (
-            suite.name, claim.method, task.config, sweep_text(claim.point),
-        )  # fmt: skip
-        value: Any = short_names(record["metrics"]).get(name)
-        if same and is_defined(name, value):
-            values[record["seed"]] = float(value) * metric.scale  # the last one written counts
+        recorded: Any = short_names(record["metrics"]).get(name)
+        if not _is_about(record, suite, claim, task) or not is_defined(name, recorded):
+            continue
+        miss = _miss(record, suite, method, task, claim, expected)
+        if miss:
+            misses[str(record.get("run"))] = miss
+        else:
+            values[record["seed"]] = float(recorded) * metric.scale  # the last one written counts
     ours = summarise(list(values.values())) if values else None
-    state, note = NOT_RUN, claim.note
+    state, notes = NOT_RUN, [claim.note]
     if ours is not None:
-        off = ours.mean - expected
+        off = ours.mean - value
         state = PASS if abs(off) <= claim.tolerance[name] + 1e-9 else FAIL
-        words = f"{abs(off):.{metric.digits}f} {'above' if off > 0 else 'below'}"
-        seeds = "1 seed" if ours.count == 1 else f"{ours.count} seeds"
-        note = ", ".join(filter(None, (words, seeds, claim.note)))
+        seeds = suite.seeds if claim.point == task.reported else task.sweep_seeds
+        if set(values) != set(seeds):
+            state = INCOMPLETE
+        told = f"{abs(off):.{metric.digits}f} {'above' if off > 0 else 'below'}"
+        notes = [told, f"{len(values)} of {len(seeds)} seeds", claim.note]
+    elif misses:
+        state = NEAR_MISS
+        run, miss = next(iter(misses.items()))
+        notes = [f"{len(misses)} runs, such as {run}: {miss}" if len(misses) > 1 else f"{run}: {miss}", claim.note]
     return Verdict(
-        suite.name, claim.method, claim.task, claim.published, name, expected, claim.tolerance[name],
-        claim.tolerance_source, ours, state, note,
+        suite.name, claim.method, claim.task, claim.published, name, value, claim.tolerance[name],
+        claim.tolerance_source, ours, state, ", ".join(filter(None, notes)) or None,
     )  # fmt: skip
+
+
+def _is_about(record: Mapping[str, Any], suite: Suite, claim: Claim, task: Task) -> bool:
+    """Whether a record says of itself that it is a run of the claim: suite, method, task and point of the sweep."""
+    same = (record.get("suite"), record.get("method"), record.get("task"), record.get("sweep")) == (
+        suite.name, claim.method, claim.published["task"], sweep_text(claim.point),
+    )  # fmt: skip
+    # Two tasks of a suite may be of one kind: the run's folder, which the suite gives, says which.
+    return same and (len(suite.tasks) == 1 or f"/{slug(task.name)}/" in f"/{record.get('run')}/")
+
+
+def _miss(
+    record: Mapping[str, Any], suite: Suite, method: Method, task: Task, claim: Claim, expected: Expected
+) -> str | None:
+    """In what a run is not the one that the claim is about; None if it is."""
+    protocol = protocol_of(record)
+    if protocol is None:
+        return LOST if isinstance(record.get("fingerprint"), str) else BEFORE
+    seeds = suite.seeds if claim.point == task.reported else task.sweep_seeds
+    pretrained = bool(record.get("pretrained_sha256"))
+    start = "pretrained" if method.pretraining or method.checkpoint else "random"
+    found = [
+        ("start", record.get("start") if pretrained or record.get("start") != "pretrained" else "unknown file", start),
+        ("epochs of pretraining", record.get("pretraining_epochs"), method.epochs),
+        ("seed", record["seed"] if record["seed"] not in seeds else None, None),
+    ]
+    told = [f"{what} {mine} instead of {own}" for what, mine, own in found if mine != own and what != "seed"]
+    told += [f"seed {mine} is none of the suite's" for what, mine, _ in found if what == "seed" and mine is not None]
+    data = protocol.get("data") or {}
+    for part, count in task.images.items():
+        images = (data.get(part) or {}).get("images")
+        if images != count:
+            told.append(f"{images} {part} images instead of {count}")
+    told += filter(None, [words(changes(protocol, expected(suite, claim), free=["data"]))])
+    return "; ".join(told) or None
 
 
 def _value(summary: Summary, digits: int) -> str:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from adpe.errors import UserError
 from adpe.files import ROOT
-from adpe.leaderboard.paired_images import compare_images
+from adpe.leaderboard.protocol import Change, changes, facts, own_settings, plain, protocol_key, protocol_of, words
 from adpe.leaderboard.records import read_records
-from adpe.leaderboard.statistics import Difference, describe_difference, seed_difference
-from adpe.leaderboard.tables import plain
-from adpe.leaderboard.tasks import MAIN_METRICS, is_defined, metric_of, short_names
+from adpe.leaderboard.tasks import is_defined, main_metrics, metric_of, short_names
+from adpe.leaderboard.uncertainty.seeds import ONE_SEED, Difference, describe_difference, seed_difference
 
 Record = Mapping[str, Any]
+_Key = tuple[str, str, str]  # task, data set, protocol
+_MOST = 20  # differences of two protocols that are told
 
 
 def row_name(record: Record) -> str:
@@ -38,7 +38,7 @@ def select(name: str, records: Sequence[Record]) -> list[Record]:
             raise UserError(f"{name}: there is no {file}; a run writes it at its end.")
         found: list[Record] = list(read_records(file)[0])
         if not found:
-            raise UserError(f"{file} holds no valid record.")
+            raise UserError(f"{file} holds no valid record: {'; '.join(read_records(file)[1]) or 'it is empty'}.")
         return found
     for key in (lambda record: record.get("run"), row_name, lambda record: record.get("method")):
         found = [record for record in records if key(record) == name]
@@ -53,31 +53,39 @@ def compare(a: Sequence[Record], b: Sequence[Record], *, confidence: float = 0.9
     """Sentences on how `a` differs from `b`, for every task, data set and protocol they share.
 
     With two seeds or more on both sides the interval is over seeds; with fewer it is a bootstrap over the images of one
-    seed of each, if both runs kept per-image statistics.
+    seed of each, if both runs kept per-image statistics. Where they share a task and data set under one protocol each,
+    and not the same, they are compared under a mark that says in what the protocols differ.
 
     Raises:
-        UserError: if they have no protocol in common, or a side is two rows.
+        UserError: if they have no task and data set in common, or a side is two rows.
     """
     first, second = _by_protocol(a), _by_protocol(b)
-    common = [key for key in first if key in second]
-    if not common:
-        protocols = "\n  ".join(_words(key) for key in [*first, *second])
-        raise UserError(f"the two have no task, data set and protocol in common:\n  {protocols}")
+    pairs = [(key, key) for key in first if key in second]
+    for key in first:
+        here, there = ([other for other in side if other[:2] == key[:2]] for side in (first, second))
+        if len(here) == len(there) == 1 and here != there:
+            pairs.append((here[0], there[0]))
+    if not pairs:
+        protocols = "\n  ".join(_words(side[key]) for side in (first, second) for key in side)
+        raise UserError(f"the two have no task and data set under one protocol each in common:\n  {protocols}")
     lines = []
-    for key in common:
-        lines.append(f"{_words(key)}:")
-        lines += [f"  {sentence}" for sentence in _sentences(first[key], second[key], confidence, resamples)]
-    for key in (key for key in [*first, *second] if key not in common):
-        lines.append(f"Not compared, only one of the two has it: {_words(key)}.")
+    for mine_key, their_key in pairs:
+        mine, theirs = first[mine_key], second[their_key]
+        lines.append(f"{_words(mine)}:")
+        lines += [f"  {mark}" for mark in _marks(mine_key == their_key, mine, theirs)]
+        lines += [f"  {sentence}" for sentence in _sentences(mine, theirs, confidence, resamples)]
+    compared = {key for pair in pairs for key in pair}
+    for key, side in [*first.items(), *second.items()]:
+        if key not in compared:
+            lines.append(f"Not compared, only one of the two has it: {_words(side)}.")
     return lines
 
 
-def _by_protocol(records: Sequence[Record]) -> dict[tuple[str, str, str], dict[int, Record]]:
-    groups: dict[tuple[str, str, str], dict[int, Record]] = {}
-    rows: dict[tuple[str, str, str], set[str]] = {}
+def _by_protocol(records: Sequence[Record]) -> dict[_Key, dict[int, Record]]:
+    groups: dict[_Key, dict[int, Record]] = {}
+    rows: dict[_Key, set[str]] = {}
     for record in records:
-        protocol = json.dumps(record.get("fingerprint"), sort_keys=True, default=str)
-        key = (str(record["task"]), str(record["dataset"]), protocol)
+        key = (str(record["task"]), str(record["dataset"]), protocol_key(record))
         groups.setdefault(key, {})[record["seed"]] = record  # the last one written counts
         rows.setdefault(key, set()).add(row_name(record))
     for key, names in rows.items():
@@ -87,16 +95,30 @@ def _by_protocol(records: Sequence[Record]) -> dict[tuple[str, str, str], dict[i
     return groups
 
 
-def _words(key: tuple[str, str, str]) -> str:
-    protocol = plain(json.loads(key[2]))
-    return f"{key[0].capitalize()} on {key[1]} ({protocol or 'protocol not recorded'})"
+def _words(side: Mapping[int, Record]) -> str:
+    record = next(iter(side.values()))
+    return f"{record['task'].capitalize()} on {record['dataset']} ({plain(facts(record)) or 'protocol not recorded'})"
+
+
+def _marks(same: bool, mine: Mapping[int, Record], theirs: Mapping[int, Record]) -> list[str]:
+    """What a reader has to know of the two protocols before the numbers."""
+    a, b = next(iter(mine.values())), next(iter(theirs.values()))
+    if same:
+        own = {row_name(record): own_settings(record) for record in (a, b)}
+        return [f"Own settings of {name}: {settings}." for name, settings in own.items() if settings]
+    return [f"Different protocols: {words(_changes(a, b), _MOST)}."]
+
+
+def _changes(a: Record, b: Record) -> list[Change]:
+    first, second = protocol_of(a), protocol_of(b)
+    return changes(first, second) if first is not None and second is not None else changes(facts(a), facts(b))
 
 
 def _sentences(a: Mapping[int, Record], b: Mapping[int, Record], confidence: float, resamples: int) -> list[str]:
     task = next(iter(a.values()))["task"]
     values = [{seed: short_names(record["metrics"]) for seed, record in side.items()} for side in (a, b)]
     found = list(dict.fromkeys(name for side in values for one in side.values() for name in one))
-    names = [name for name in MAIN_METRICS.get(task, ()) if name in found] or found
+    names = main_metrics(task, found)
 
     def usable(side: Mapping[int, Mapping[str, Any]], name: str) -> dict[int, float]:
         found = {seed: one[name] for seed, one in side.items() if is_defined(name, one.get(name))}
@@ -112,7 +134,7 @@ def _sentences(a: Mapping[int, Record], b: Mapping[int, Record], confidence: flo
             continue
         difference = seed_difference(x, y, confidence)
         lines.append(_describe(difference, titles, name))
-        if difference.low is None:
+        if difference.reason == ONE_SEED:
             lines.append(_over_images(a, b, sorted(set(x) & set(y)) or [], x, y, titles, name, confidence, resamples))
     return lines
 
@@ -139,6 +161,8 @@ def _over_images(
     gone = [str(path) for path in paths if not path.is_file()]
     if gone:
         return f"The per-image statistics are no longer there ({', '.join(gone)}): no bootstrap over images."
+    from adpe.leaderboard.uncertainty.paired_images import compare_images  # numpy and scipy, which take a second
+
     differences = compare_images(paths[0], paths[1], [name], confidence=confidence, resamples=resamples)
     if name not in differences:
         return f"The per-image statistics do not hold {metric_of(name).label}."

@@ -11,14 +11,9 @@ import yaml
 
 from adpe.errors import UserError
 from adpe.files import atomic_write
-from adpe.leaderboard.tasks import is_defined, metric_of, short_names
+from adpe.leaderboard.records import iterations_of
+from adpe.leaderboard.tasks import TASKS, is_defined, metric_of, short_names
 
-_TASKS = {
-    "segmentation": "Semantic Segmentation",
-    "detection": "Instance Segmentation",
-    "classification": "Image Classification",
-    "pretrain": "Self-Supervised Image Classification",
-}
 _COLLECTION = {
     "Name": "AdPE",
     "Metadata": {"Architecture": ["Vision Transformer", "Adversarial Positional Embedding"]},
@@ -56,7 +51,7 @@ def write_metafiles(records: Sequence[Mapping[str, Any]], folder: Path) -> list[
 def _model(record: Mapping[str, Any]) -> dict[str, Any]:
     metadata = {
         "Training Data": record["dataset"],
-        "Iterations": (record.get("fingerprint") or {}).get("iterations"),
+        "Iterations": iterations_of(record),
         "Pretraining Epochs": record.get("pretraining_epochs"),
         "Batch Size": record.get("effective_batch"),
         "Precision": record.get("precision"),
@@ -80,7 +75,9 @@ def _model(record: Mapping[str, Any]) -> dict[str, Any]:
         "Metadata": {name: value for name, value in metadata.items() if value is not None},
     }
     if metrics:
-        model["Results"] = [{"Task": _TASKS[record["task"]], "Dataset": record["dataset"], "Metrics": metrics}]
+        model["Results"] = [
+            {"Task": TASKS[record["task"]].model_index, "Dataset": record["dataset"], "Metrics": metrics}
+        ]
     model["Weights"] = record["checkpoint"]
     return model
 

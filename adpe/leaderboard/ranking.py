@@ -1,9 +1,10 @@
 """Records of finished runs -> rows with mean, spread and difference to a baseline, grouped by protocol.
 
 A row is one method, start and point of a sweep under one protocol on one data set; its seeds are averaged. Rows of
-different protocols (fingerprints) stand in the same table only under different protocol letters, are ranked apart and
-never averaged. Nothing that was recorded disappears in silence: what cannot be averaged is named in
-`Leaderboard.problems`, and the cells it concerns carry the number of that sentence.
+different protocols (`adpe.leaderboard.protocol`) stand in the same table only under different protocol letters, are
+ranked apart and never averaged; what a method changes in the protocol of its task stands in its row. Nothing that was
+recorded disappears in silence: what cannot be averaged is named in `Leaderboard.problems`, and the cells it concerns
+carry the number of that sentence.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from itertools import groupby
 from typing import Any
 
 from adpe.errors import UserError
-from adpe.leaderboard.statistics import Difference, Summary, describe_difference, seed_difference, summarise
-from adpe.leaderboard.tasks import MAIN_METRICS, is_defined, metric_of, short_names
+from adpe.leaderboard.protocol import changes, facts, own_settings, protocol_key, protocol_of, words
+from adpe.leaderboard.tasks import TASKS, is_defined, main_metrics, metric_of, short_names
+from adpe.leaderboard.uncertainty.seeds import Difference, Summary, describe_difference, seed_difference, summarise
 
 OURS = "ours"
-TASKS = ("segmentation", "detection", "classification", "pretrain")
 REQUIRED = ("method", "task", "dataset", "metrics", "fingerprint")
 
 
@@ -50,6 +51,7 @@ class Row:
 
     Attributes:
         sweep: the swept settings of the row, e.g. ``"lr 0.0001"``; None without a sweep.
+        own: what the method changes in the protocol of its task, in words; None if nothing.
         backbone: what the fingerprint or the source calls the encoder.
         pretraining: data, epochs and extra data, as far as they are known.
         kind: ``"ours"``, or ``"published"``, ``"implied"``, ``"quoted"`` with a `source`.
@@ -69,6 +71,7 @@ class Row:
     source: str | None = None
     note: str | None = None
     sweep: str | None = None
+    own: str | None = None
     backbone: str | None = None
     pretraining: str | None = None
     baseline: str | None = None
@@ -83,13 +86,21 @@ class Row:
 
 @dataclass
 class Table:
-    """Rows of one task on one data set; `protocols` maps the letters to the fingerprints."""
+    """Rows of one task on one data set.
+
+    Attributes:
+        protocols: letter -> the few facts that head it.
+        differences: letter -> in words, from which protocol before it it differs and in what.
+        unlearnt: sentences on protocols under which no row learnt anything.
+    """
 
     task: str
     dataset: str
     metrics: tuple[str, ...]
     protocols: dict[str, dict[str, Any]]
     rows: list[Row]
+    differences: dict[str, str] = field(default_factory=dict)
+    unlearnt: list[str] = field(default_factory=list)
 
     @property
     def title(self) -> str:
@@ -143,6 +154,7 @@ def build_leaderboard(
     """
     problems = list(faults)
     groups: dict[tuple[str, str], dict[str, dict[_Key, list[_Observation]]]] = {}
+    heads: dict[str, Mapping[str, Any]] = {}
     for number, record in enumerate(records, start=1):
         observation = _Observation(f"run {record['run']}" if record.get("run") else f"record {number}", record)
         missing = [key for key in REQUIRED if record.get(key) is None]
@@ -150,8 +162,13 @@ def build_leaderboard(
             problems.append(f"{observation.run}: the record has no {', '.join(missing)}; left out.")
             continue
         protocols = groups.setdefault((str(record["task"]), str(record["dataset"])), {})
-        members = protocols.setdefault(_fingerprint(record["fingerprint"]), {})
-        key = (str(record["method"]), record.get("start"), record.get("sweep"))
+        protocol = protocol_key(record)
+        members = protocols.setdefault(protocol, {})
+        # A letter heads its rows with the facts of the task, which a method with settings of its own does not show.
+        if protocol not in heads or (heads[protocol].get("own") and not record.get("own")):
+            heads[protocol] = record
+        own = record["fingerprint"] if isinstance(record["fingerprint"], str) else None
+        key = (str(record["method"]), record.get("start"), record.get("sweep"), own)
         members.setdefault(key, []).append(observation)
     entries = list(published)
     for entry in entries:
@@ -170,8 +187,13 @@ def build_leaderboard(
             for entry in entries
             if (entry["task"], entry["dataset"]) == (task, dataset)
         ]
-        by_letter = {letter: json.loads(fingerprint) for fingerprint, letter in letters.items()}
-        table = Table(task, dataset, _main_metrics(task, ours + others), by_letter, ours + others)
+        by_letter = {
+            letter: facts(heads[protocol]) if protocol in heads else json.loads(protocol)
+            for protocol, letter in letters.items()
+        }
+        shown = main_metrics(task, (name for row in ours + others for name in row.cells))
+        table = Table(task, dataset, shown, by_letter, ours + others)
+        table.differences = _differences({letters[name]: heads[name] for name in letters if name in heads})
         _compare(table, baseline, confidence, problems)
         _rank(table)
         # Pretraining without a validation has curves and pictures, but nothing to compare.
@@ -180,11 +202,12 @@ def build_leaderboard(
     names = {name for table in tables for row in table.rows for name in (row.method, row.start, row.name) if name}
     if baseline != "random" and baseline not in names:
         raise UserError(f"baseline {baseline!r} names no row; there are: {', '.join(sorted(names)) or 'none'}.")
-    tables.sort(key=lambda table: (TASKS.index(table.task) if table.task in TASKS else len(TASKS), table.dataset))
+    order = {task: index for index, task in enumerate(TASKS)}
+    tables.sort(key=lambda table: (order.get(table.task, len(order)), table.dataset))
     return Leaderboard(tables, problems)
 
 
-_Key = tuple[str, str | None, str | None]  # method, start, sweep
+_Key = tuple[str, str | None, str | None, str | None]  # method, start, sweep, fingerprint
 
 
 @dataclass(frozen=True)
@@ -195,13 +218,25 @@ class _Observation:
     record: Mapping[str, Any]
 
 
-def _fingerprint(protocol: Mapping[str, Any]) -> str:
-    return json.dumps(protocol, sort_keys=True, default=str)
-
-
 def _published_fingerprint(entry: Mapping[str, Any]) -> str:
     """The protocol with the encoder: sizes are not ranked together."""
-    return _fingerprint({"backbone": entry["backbone"], **entry["protocol"]})
+    return json.dumps({"backbone": entry["backbone"], **entry["protocol"]}, sort_keys=True, default=str)
+
+
+def _differences(heads: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """By letter of our protocols, in which values it differs from the one before it to which it is nearest."""
+    found: dict[str, str] = {}
+    known: dict[str, Mapping[str, Any]] = {}
+    for letter, record in heads.items():
+        protocol = protocol_of(record)
+        if protocol is None:
+            continue
+        if known:
+            between = {other: changes(known[other], protocol) for other in known}
+            near = min(between, key=lambda other: len(between[other]))
+            found[letter] = f"{near}: {words(between[near])}"
+        known[letter] = protocol
+    return found
 
 
 def _letter(index: int) -> str:
@@ -217,9 +252,10 @@ def _row(
     problems: list[str],
     confidence: float,
 ) -> Row:
-    method, start, sweep = key
+    method, start, sweep, _ = key
     row = Row(method, start, OURS, protocol, {}, [observation.record for observation in observations], sweep=sweep)
-    row.backbone = row.records[0]["fingerprint"].get("backbone")
+    row.own = own_settings(row.records[-1])
+    row.backbone = facts(row.records[0]).get("backbone")
     epochs = row.records[0].get("pretraining_epochs")
     row.pretraining = f"{epochs} epochs" if epochs else None
     notes: list[int] = []
@@ -250,7 +286,7 @@ def _row(
             value: Any = metrics.get(name)
             if is_defined(name, value):
                 cell.values[seed] = float(value) * metric_of(name).scale
-            elif name in MAIN_METRICS.get(task, (name,)):
+            elif name in (TASKS[task].metrics if task in TASKS else (name,)):
                 # A record is JSON, where a value that is not finite is null.
                 reason = (
                     f"no {name}" if name not in metrics else f"{name} is {'not finite' if value is None else value}"
@@ -289,11 +325,6 @@ def _published_row(entry: Mapping[str, Any], protocol: str) -> Row:
         entry["method"], None, entry["kind"], protocol, cells, source=entry["source"], note=entry.get("note"),
         backbone=entry["backbone"], pretraining=", ".join(filter(None, parts)),
     )  # fmt: skip
-
-
-def _main_metrics(task: str, rows: Sequence[Row]) -> tuple[str, ...]:
-    found = tuple(dict.fromkeys(name for row in rows for name in row.cells))
-    return tuple(name for name in MAIN_METRICS.get(task, ()) if name in found) or found
 
 
 def _compare(table: Table, baseline: str, confidence: float, problems: list[str]) -> None:
@@ -337,12 +368,24 @@ def _rank(table: Table) -> None:
 
     # Longer letters (AA) come after Z.
     table.rows.sort(key=lambda row: (len(row.protocol), *order(row)))
-    for _, members in groupby(table.rows, key=lambda row: row.protocol):
+    for letter, members in groupby(table.rows, key=lambda row: row.protocol):
         rows = list(members)
         for name in table.metrics:
             cells = [row.cells[name] for row in rows if name in row.cells and row.cells[name].summary is not None]
-            if len(cells) > 1:
+            if cells and all(_is_nothing(name, cell.summary.mean) for cell in cells if cell.summary):
+                under = f" under protocol {letter}" if len(table.protocols) > 1 else ""
+                zero = f"{0:.{metric_of(name).digits}f}"
+                table.unlearnt.append(f"Nothing was learnt{under}: {metric_of(name).label} is {zero} in every row.")
+                for cell in cells:
+                    cell.difference = None
+            elif len(cells) > 1:
                 choose = max if metric_of(name).higher_is_better else min
                 best = choose(cell.summary.mean for cell in cells if cell.summary)
                 for cell in cells:
                     cell.is_best = cell.summary is not None and cell.summary.mean == best
+
+
+def _is_nothing(name: str, mean: float) -> bool:
+    """Whether a mean is what a model gets that learnt nothing: 0 to the decimals shown, where higher is better."""
+    metric = metric_of(name)
+    return metric.higher_is_better and float(f"{mean:.{metric.digits}f}") == 0

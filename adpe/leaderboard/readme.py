@@ -1,4 +1,4 @@
-"""The tables of README.md that follow from the published rows, the suites and the committed records."""
+"""benchmarks/README.md: the tables that follow from the published rows, the suites and the committed records."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from adpe.leaderboard.claims import HEADER, check_claims, lines, sources
 from adpe.leaderboard.ranking import build_leaderboard
 from adpe.leaderboard.records import read_records
 from adpe.leaderboard.tables import escape_markdown, markdown_table, to_markdown
+from adpe.suites.expected import expected_protocol
 from adpe.suites.suite import Suite, expand
 from adpe.suites.suite_file import FOLDER, read_suite
 
 # What AdPE adds its adversary to: differences in the README are to it.
 BASELINE = "MAE+ APE"
 RECORDS = ROOT / "benchmarks" / "records"
+README = ROOT / "benchmarks" / "README.md"
 START, END = "<!-- leaderboard: start, written by tools/benchmark.py readme -->", "<!-- leaderboard: end -->"
 
 
@@ -34,7 +36,7 @@ def generated() -> str:
     """What stands between the markers."""
     records, faults = committed_records()
     suites = [read_suite(file.stem) for file in sorted(FOLDER.glob("*.yaml"))]
-    verdicts = check_claims(suites, records)
+    verdicts = check_claims(suites, records, expected_protocol)
     done = sum(item.ours is not None for item in verdicts)
     listed = "  \n".join(map(escape_markdown, sources(verdicts)))
     parts = [
@@ -66,7 +68,7 @@ def render(text: str) -> str:
         UserError: if it has not both markers, in order and once.
     """
     if text.count(START) != 1 or text.count(END) != 1 or text.index(START) > text.index(END):
-        raise UserError(f"README.md must have the lines {START!r} and {END!r} once each and in this order.")
+        raise UserError(f"{README} must have the lines {START!r} and {END!r} once each and in this order.")
     before, _, rest = text.partition(START)
     return f"{before}{START}\n\n{generated()}\n\n{END}{rest.partition(END)[2]}"
 

@@ -7,11 +7,14 @@ import hashlib
 import json
 import math
 import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from adpe.errors import UserError
+from adpe.leaderboard.tasks import TASKS
+
 SCHEMA = 1
-TASKS = ("pretrain", "segmentation", "detection", "classification")
 _REQUIRED: dict[str, type | tuple[type, ...]] = {
     "run": str,
     "method": str,
@@ -22,6 +25,13 @@ _REQUIRED: dict[str, type | tuple[type, ...]] = {
     "config": str,
     "time": str,
 }
+# What tables, page and claims read besides. A fingerprint is text, of records before protocol version 2 a mapping.
+_OPTIONAL: dict[str, type | tuple[type, ...]] = {
+    "suite": str, "start": str, "sweep": str, "fingerprint": (str, dict), "task_fingerprint": str, "protocol": dict,
+    "own": dict, "hardware": dict, "per_image": str, "checkpoint": str, "effective_batch": int,
+    "wall_time_s": (int, float), "pretraining_epochs": (int, float),
+}  # fmt: skip
+_FILES = ("checkpoint", "per_image")
 # What tells the runs of a file apart: a record that agrees in all of these is the same one written again.
 _IDENTITY = (
     "suite", "run", "method", "task", "dataset", "start", "sweep", "seed", "config_sha256", "checkpoint_sha256",
@@ -33,7 +43,8 @@ def append_record(path: str | Path, record: dict[str, Any]) -> bool:
 
     The file is locked from the look for the same record to the end of the write, so that two processes neither lose
     nor duplicate one. A line left torn by an earlier crash is closed first, so that it spoils nothing but itself.
-    Numbers that JSON does not have (NaN, infinity) become null.
+    Numbers that JSON does not have (NaN, infinity) become null. A protocol that the file holds already, by its
+    fingerprint, is not repeated; `read_records` gives it to every record that has it.
 
     Returns:
         False if the same record was there already, and nothing was written.
@@ -45,15 +56,18 @@ def append_record(path: str | Path, record: dict[str, Any]) -> bool:
     fault = record_fault(record)
     if fault:
         raise ValueError(f"record for {path}: {fault}")
-    line = json.dumps(_finite(record), sort_keys=True, allow_nan=False).encode() + b"\n"
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
     try:
         fcntl.flock(file, fcntl.LOCK_EX)
         size = os.fstat(file).st_size
-        if any(_is_same(one, record) for one in read_records(path)[0]):
+        known = read_records(path)[0]
+        if any(_is_same(one, record) for one in known):
             return False
+        if any(one.get("protocol") and one.get("fingerprint") == record.get("fingerprint") for one in known):
+            record = {name: value for name, value in record.items() if name != "protocol"}
+        line = json.dumps(_finite(record), sort_keys=True, allow_nan=False).encode() + b"\n"
         if size and os.pread(file, 1, size - 1) != b"\n":
             line = b"\n" + line
         if os.write(file, line) != len(line):
@@ -86,7 +100,17 @@ def read_records(path: str | Path) -> tuple[list[dict[str, Any]], list[str]]:
             faults.append(f"{path}:{number}: {fault}; skipped")
         else:
             records.append(record)
+    share_protocols(records)
     return records, faults
+
+
+def share_protocols(records: Iterable[dict[str, Any]]) -> None:
+    """Give every record the resolved protocol that another one of the same fingerprint carries, in place."""
+    records = list(records)
+    known = {one["fingerprint"]: one["protocol"] for one in records if one.get("protocol") and _named(one)}
+    for record in records:
+        if not record.get("protocol") and _named(record) and record["fingerprint"] in known:
+            record["protocol"] = known[record["fingerprint"]]
 
 
 def record_fault(record: Any) -> str | None:
@@ -100,10 +124,51 @@ def record_fault(record: Any) -> str | None:
             return f"{name} is {record.get(name)!r}, which is not of the expected type"
     if record["task"] not in TASKS:
         return f"task is {record['task']!r} instead of one of {', '.join(TASKS)}"
+    for name, kind in _OPTIONAL.items():
+        if record.get(name) is not None and not isinstance(record[name], kind):
+            return f"{name} is {record[name]!r:.60}, which is not of the expected type"
     for name, value in record["metrics"].items():
         if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
             return f"metric {name} is {value!r} instead of a number"
     return None
+
+
+def collect(folder: Path, target: Path) -> tuple[int, int, list[str]]:
+    """Append the records of `folder` to `target`, with the paths of files told from `folder`.
+
+    Args:
+        folder: of a suite's runs, with its ``records.jsonl``.
+        target: file of records; a record that it has already stays as it is.
+
+    Returns:
+        records added, records of the folder, and what is wrong with the other lines of its file.
+
+    Raises:
+        UserError: if the folder has no file of records.
+    """
+    source = folder / "records.jsonl"
+    if not source.is_file():
+        raise UserError(f"{source} does not exist: expected the folder of a suite, such as work_dirs/suites/small.")
+    records, faults = read_records(source)
+    added = 0
+    for record in records:
+        paths = {name: _told_from(folder, record[name]) for name in _FILES if record.get(name)}
+        added += append_record(target, {**record, **paths})
+    return added, len(records), faults
+
+
+def _told_from(folder: Path, path: str) -> str:
+    """`path` relative to `folder`; of a file elsewhere, which is another machine's business, the name alone."""
+    file = Path(path)
+    absolute = file if file.is_absolute() else Path.cwd() / file
+    return str(absolute.relative_to(folder.resolve())) if absolute.is_relative_to(folder.resolve()) else file.name
+
+
+def iterations_of(record: Mapping[str, Any]) -> int | None:
+    """Optimizer steps of a run; records from before protocol version 2 have them in their fingerprint."""
+    old = record.get("fingerprint")
+    found = record.get("iterations") or (old.get("iterations") if isinstance(old, dict) else None)
+    return found if isinstance(found, int) else None
 
 
 def file_sha256(path: str | Path) -> str:
@@ -113,6 +178,10 @@ def file_sha256(path: str | Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def _named(record: Mapping[str, Any]) -> bool:
+    return isinstance(record.get("fingerprint"), str)
 
 
 def _is_same(one: dict[str, Any], other: dict[str, Any]) -> bool:

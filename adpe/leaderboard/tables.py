@@ -1,21 +1,22 @@
-"""A leaderboard as a terminal table, Markdown, CSV and LaTeX."""
+"""A leaderboard as a terminal table, Markdown, CSV and LaTeX. Needs the standard library, but for colours rich."""
 
 from __future__ import annotations
 
 import csv
 import io
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rich import box
-from rich.console import Console
-from rich.table import Table as TerminalTable
-from rich.text import Text
-
+from adpe.leaderboard.protocol import plain
 from adpe.leaderboard.ranking import OURS, Cell, Leaderboard, Row, Table
 from adpe.leaderboard.tasks import metric_of
+from adpe.leaderboard.uncertainty.seeds import describe_interval
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 CSV_COLUMNS = (
     *(
@@ -23,6 +24,7 @@ CSV_COLUMNS = (
         "dataset",
         "protocol",
         "fingerprint",
+        "own settings",
         "method",
         "backbone",
         "pretraining",
@@ -65,7 +67,7 @@ def header(table: Table) -> list[str]:
     shown = _columns(table)
     titles = ["Protocol"] * shown.protocol + ["Method"] + ["Backbone"] * shown.backbone
     titles += ["Pretraining"] * shown.pretraining + ["Start"] * shown.start + ["Sweep"] * shown.sweep
-    titles += ["Seeds"] * shown.seeds
+    titles += ["Own settings"] * shown.own + ["Seeds"] * shown.seeds
     for name in table.metrics:
         titles += [metric_of(name).label] + ["Difference"] * _has_difference(table, name)
     return titles + ["Source"] * shown.source
@@ -79,6 +81,7 @@ def body(table: Table) -> list[list[Entry]]:
         line = [Entry(row.protocol)] * shown.protocol + [Entry(row.method)]
         line += [Entry(row.backbone or "")] * shown.backbone + [Entry(row.pretraining or "")] * shown.pretraining
         line += [Entry(row.start or "")] * shown.start + [Entry(row.sweep or "")] * shown.sweep
+        line += [Entry(row.own or "")] * shown.own
         line += [Entry(str(len(row.seeds)), number=len(row.seeds)) if row.kind == OURS else Entry("")] * shown.seeds
         for name in table.metrics:
             line.append(value_entry(name, row.cells.get(name)))
@@ -106,7 +109,7 @@ def value_entry(name: str, cell: Cell | None) -> Entry:
 
 
 def difference_entry(name: str, row: Row) -> Entry:
-    """``"+3.21 (1.10 to 5.32)"``, ``"+3.21 (one seed: no interval)"`` or ``"baseline"``."""
+    """``"+3.21 (1.10 to 5.32)"``, ``"+3.21 (one seed: no interval)"``, ``no spread: ...`` or ``"baseline"``."""
     cell = row.cells.get(name)
     if row.is_baseline:
         return Entry("baseline", number=0.0)
@@ -114,7 +117,7 @@ def difference_entry(name: str, row: Row) -> Entry:
         return Entry("")
     digits, difference = metric_of(name).digits, cell.difference
     if difference.low is None or difference.high is None:
-        doubt = "one seed: no interval"
+        doubt = describe_interval(difference)
     else:
         doubt = f"{difference.low:+.{digits}f} to {difference.high:+.{digits}f}"
     return Entry(f"{difference.mean:+.{digits}f} ({doubt})", number=difference.mean)
@@ -131,26 +134,31 @@ def captions(table: Table) -> list[str]:
         names = ", ".join(dict.fromkeys(str(row.baseline) for row in table.rows if row.is_baseline))
         interval = f", {differences[0].confidence:.0%} t interval over seeds in brackets"
         lines.append(f"Difference to {names}{interval if any(item.method for item in differences) else ''}.")
+    lines += table.unlearnt
+    if any(row.own for row in table.rows):
+        lines.append(
+            "Own settings: in what the protocol of a row differs from its letter's, by its authors or its file."
+        )
     if len(table.protocols) > 1:
         lines.append("Different protocols: their rows are not comparable with one another.")
     for letter, protocol in table.protocols.items():
         name = f"Protocol {letter}" if len(table.protocols) > 1 else "Protocol"
         lines.append(f"{name}: {plain(protocol) or 'not recorded'}.")
+        if letter in table.differences:
+            lines.append(f"{name} differs from {table.differences[letter]}.")
     return lines
 
 
-def plain(value: Any) -> str:
-    """A JSON value for a reader: ``[112, 112]`` as ``112x112``, mappings without their empty entries."""
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key} {plain(item)}" for key, item in value.items() if item is not None)
-    if isinstance(value, (list, tuple)):
-        numbers = all(isinstance(item, (int, float)) for item in value)
-        return ("x" if numbers else ", ").join(map(plain, value))
-    return str(value)
-
-
 def print_terminal(leaderboard: Leaderboard, console: Console | None = None) -> None:
-    """Print every table, what its differences mean in words, and the problems."""
+    """Print every table, what its differences mean in words, and the problems; with rich, or else as Markdown."""
+    try:
+        from rich import box
+        from rich.console import Console
+        from rich.table import Table as TerminalTable
+        from rich.text import Text
+    except ModuleNotFoundError:
+        sys.stdout.write(to_markdown(leaderboard))
+        return
     console = console or Console()
     for table in leaderboard.tables:
         grid = TerminalTable(title=Text(table.title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD)
@@ -218,6 +226,7 @@ def to_csv(leaderboard: Leaderboard) -> str:
                         "dataset": table.dataset,
                         "protocol": row.protocol,
                         "fingerprint": _facts(table.protocols[row.protocol]),
+                        "own settings": row.own,
                         "method": row.method,
                         "backbone": row.backbone,
                         "pretraining": row.pretraining,
@@ -235,7 +244,7 @@ def to_csv(leaderboard: Leaderboard) -> str:
                         "difference": difference and difference.mean,
                         "difference_low": difference and difference.low,
                         "difference_high": difference and difference.high,
-                        "interval": difference and (difference.method or "one seed: no interval"),
+                        "interval": difference and (difference.method or describe_interval(difference)),
                         "baseline": row.baseline,
                         "source": row.source,
                         "notes": " ".join(leaderboard.problems[number - 1] for number in cell.notes),
@@ -281,6 +290,7 @@ class _Columns(NamedTuple):
     pretraining: bool
     start: bool
     sweep: bool
+    own: bool
     seeds: bool
     source: bool
 
@@ -294,6 +304,7 @@ def _columns(table: Table) -> _Columns:
         pretraining=any(row.pretraining for row in rows),
         start=any(row.start for row in rows),
         sweep=any(row.sweep for row in rows),
+        own=any(row.own for row in rows),
         seeds=any(row.kind == OURS for row in rows),
         source=sourced,
     )

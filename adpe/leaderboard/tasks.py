@@ -1,9 +1,12 @@
-"""What the recorded metrics are called, in which unit they are shown and which direction is better."""
+"""The registry of tasks and metrics: records, tables, page, published rows, claims and model index read it here.
+
+A new task is an entry of `TASKS`, a new metric one of `METRICS`. Needs the standard library alone.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,15 +17,32 @@ class Metric:
 
     Attributes:
         label: the reader's name for it.
+        unit: of the shown value, ``"%"`` or empty.
         scale: factor from the recorded to the shown value; mmdet reports AP as a fraction, papers in percent.
         higher_is_better: direction of the ranking.
         digits: decimals shown.
     """
 
     label: str
+    unit: str = "%"
     scale: float = 1.0
     higher_is_better: bool = True
     digits: int = 2
+
+
+@dataclass(frozen=True)
+class Task:
+    """A kind of evaluation.
+
+    Attributes:
+        metrics: the ones that a table shows, the first of which ranks.
+        model_index: the name of the task in OpenMMLab's ``model-index.yml``.
+        published: whether papers print numbers of it, so that `benchmarks/published/` may hold rows.
+    """
+
+    metrics: tuple[str, ...]
+    model_index: str
+    published: bool = True
 
 
 METRICS: dict[str, Metric] = {
@@ -37,20 +57,27 @@ METRICS: dict[str, Metric] = {
         for kind, label in (("bbox", "box"), ("segm", "mask"))
         for suffix, shown in {"": "", "_50": "50", "_75": "75", "_s": " small", "_m": " medium", "_l": " large"}.items()
     },
-    "loss": Metric("loss", higher_is_better=False, digits=4),
+    "loss": Metric("loss", unit="", higher_is_better=False, digits=4),
 }
-# The ones a table shows; a task that is not here, or has none of them, shows all it has.
-MAIN_METRICS: dict[str, tuple[str, ...]] = {
-    "segmentation": ("mIoU", "mIoU_ms"),
-    "classification": ("top1",),
-    "detection": ("bbox_mAP", "segm_mAP"),
-    "pretrain": ("loss",),
+# In the order of the tables.
+TASKS: dict[str, Task] = {
+    "segmentation": Task(("mIoU", "mIoU_ms"), "Semantic Segmentation"),
+    "detection": Task(("bbox_mAP", "segm_mAP"), "Instance Segmentation"),
+    "classification": Task(("top1",), "Image Classification"),
+    "pretrain": Task(("loss",), "Self-Supervised Image Classification", published=False),
 }
+
+
+def main_metrics(task: str, found: Iterable[str]) -> tuple[str, ...]:
+    """Those of the metrics `found` that a table of the task shows; all of them if it has no others."""
+    names = tuple(dict.fromkeys(found))
+    known = TASKS[task].metrics if task in TASKS else ()
+    return tuple(name for name in known if name in names) or names
 
 
 def metric_of(name: str) -> Metric:
     """How the recorded metric `name` is shown; an unknown one as it is."""
-    return METRICS.get(_short(name), Metric(name))
+    return METRICS.get(_short(name), Metric(name, unit=""))
 
 
 def short_names(metrics: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,1 +1,7 @@
-"""Pretraining methods."""
+"""Pretraining methods. A new one is a file, and a line in this list: name in configs to ``module:class``."""
+
+METHODS = {
+    "mae": "adpe.methods.mae:MAE",
+    "mae_plus": "adpe.methods.mae_plus:MAEPlus",
+    "adpe": "adpe.methods.adpe:AdPE",
+}

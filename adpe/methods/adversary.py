@@ -20,7 +20,7 @@ softmax does not see it. That form is ``variant="reference"``, for parity alone.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
 import torch
@@ -28,7 +28,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adpe.models.attention import RelativeTerm
-from adpe.models.pos_embed import CLASS_BUCKET, axis_weights, grid_coordinates, pair_weights, sincos, token_weights
+from adpe.models.pos_embed import (
+    CLASS_BUCKET,
+    axis_weights,
+    contract,
+    grid_coordinates,
+    pair_weights,
+    relative_logits,
+    sincos,
+    token_weights,
+)
 from adpe.models.vit import Position
 
 Mode = Literal["embedding", "coordinate", "random"]
@@ -103,9 +112,9 @@ class Adversary(nn.Module):
 class MaskTokenAdversary(Adversary):
     """Absolute positions, embedding mode: the token at masked patches ascends; there is no other mask token."""
 
-    def __init__(self, embed_dim: int, norm: Norm | None = None, epsilon: float | None = None) -> None:
+    def __init__(self, token: nn.Parameter, norm: Norm | None = None, epsilon: float | None = None) -> None:
         super().__init__(norm, epsilon)
-        self.token = nn.Parameter(torch.randn(1, 1, embed_dim) * 0.02)
+        self.token = token
 
     def mask_token(self, token: Tensor | None) -> Tensor | None:
         return self.token
@@ -230,10 +239,43 @@ def displace_offsets(terms: list[RelativeTerm | None], masked: Tensor, shifts: T
     ]
 
 
+@dataclass(frozen=True)
+class PerturbedTerm(RelativeTerm):
+    """A relative term with what an adversary does to it.
+
+    Attributes:
+        masked: ``(B, 1, N, 1)``, 1 at masked patches; an adversary acts on those alone.
+        displaced_weights: ``(N, 99, N)`` weights of the 49 buckets for visible queries, of the 49 for masked queries,
+            and of the class bucket; replaces the grid's weights.
+        key_shift: ``(d,)`` added to every bucket of the table where the key is masked.
+        query_shift: ``(d,)`` added to every bucket of the table where the query is masked. The softmax does not see it.
+    """
+
+    masked: Tensor = field(kw_only=True)
+    displaced_weights: Tensor | None = None
+    key_shift: Tensor | None = None
+    query_shift: Tensor | None = None
+
+    def keys(self, k: Tensor) -> Tensor:
+        """With the key shift: ``q . (k_j + a)`` adds ``q . a`` to every bucket of key j."""
+        return k if self.key_shift is None else k + (self.masked * self.key_shift).to(k.dtype)
+
+    def logits(self, q: Tensor, table: Tensor) -> Tensor:
+        scores, masked = self.scores(q, table), self.masked.to(q.dtype)
+        if self.query_shift is not None:
+            scores = scores + masked * (q @ self.query_shift.to(q.dtype).unsqueeze(-1))
+        if self.displaced_weights is None:
+            return relative_logits(scores, self.grid, self.interpolate, self.weights)
+        patch, cls = scores.split([CLASS_BUCKET, 1], dim=-1)
+        hidden = patch * masked
+        return contract(torch.cat([patch - hidden, hidden, cls], dim=-1), self.displaced_weights.to(q.dtype))
+
+
 def _on_masked(term: RelativeTerm | None, masked: Tensor, **perturbation: Any) -> RelativeTerm:
     assert term is not None
     indicator = F.pad(masked, (1, 0))[:, None, :, None].to(next(iter(perturbation.values())).dtype)
-    return replace(term, masked=indicator, **perturbation)
+    clean = {each.name: getattr(term, each.name) for each in fields(RelativeTerm)}
+    return PerturbedTerm(**clean, masked=indicator, **perturbation)
 
 
 def build_adversary(
@@ -244,6 +286,7 @@ def build_adversary(
     variant: Variant = "masked_keys",
     norm: Norm | None = None,
     epsilon: float | None = None,
+    token: nn.Parameter | None = None,
 ) -> Adversary:
     """The adversary of a kind of position and mode.
 
@@ -255,6 +298,7 @@ def build_adversary(
         variant: of the relative embedding adversary.
         norm: see :class:`Adversary`.
         epsilon: see :class:`Adversary`.
+        token: mask token ``(1, 1, D)`` that the embedding adversary on absolute positions takes over; drawn if None.
 
     Raises:
         ValueError: for an unknown mode, one that the position cannot have, or a control without a ball.
@@ -267,7 +311,8 @@ def build_adversary(
         raise ValueError("adversary='random' draws from a ball: set adversary_norm and adversary_epsilon (patches).")
     if position == "absolute":
         if mode == "embedding":
-            return MaskTokenAdversary(encoder[0], norm, epsilon)
+            token = nn.Parameter(torch.randn(1, 1, encoder[0]) * 0.02) if token is None else token
+            return MaskTokenAdversary(token, norm, epsilon)
         return CoordinateAdversary(norm, epsilon) if mode == "coordinate" else RandomShift(norm, epsilon)
     if mode != "embedding":
         if position != "relative_interpolated":

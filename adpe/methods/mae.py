@@ -1,46 +1,29 @@
-"""Masked autoencoders: MAE, MAE+ and AdPE.
+"""MAE (arXiv 2111.06377): encode the visible patches, put mask tokens before the decoder, predict the hidden pixels.
 
-MAE (arXiv 2111.06377) encodes the visible patches alone and puts mask tokens before the decoder. MAE+ and AdPE (arXiv
-2303.07598) put them before the *encoder*, which then sees every position; AdPE adds an adversary that moves the
-positions of masked patches. The loss is the same: mean squared error over masked patches against pixels normalised
-per patch.
+The loss is the mean squared error over hidden patches against pixels normalised per patch.
 """
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, get_args
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from adpe.methods.adversary import Mode, Norm, Variant, build_adversary
+from adpe.methods.base import PretrainingMethod, Progress
+from adpe.methods.masking import Mask, rank_mask
+from adpe.methods.pixels import normalize_patches, patchify, unpatchify
+from adpe.models.attention import RelativeTerm
 from adpe.models.layers import Block, LayerNorm, init_linear, run_blocks
 from adpe.models.pos_embed import sincos_table
-from adpe.models.vit import Position, VisionTransformer
+from adpe.models.vit import VisionTransformer
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 MaskTokens = Literal["encoder", "decoder"]
-
-
-class Mask(NamedTuple):
-    """Which patches of a batch are hidden; every image hides the same number.
-
-    Attributes:
-        hidden: ``(B, L)`` bool.
-        hidden_indices: ``(B, M)``.
-        visible_indices: ``(B, L - M)``.
-    """
-
-    hidden: Tensor
-    hidden_indices: Tensor
-    visible_indices: Tensor
-
-    def hidden_of(self, x: Tensor) -> Tensor:
-        """``(B, L, C)`` to the hidden patches, ``(B, M, C)``; no data-dependent shape, so no synchronisation."""
-        return torch.take_along_dim(x, self.hidden_indices.unsqueeze(-1), dim=1)
-
-    def visible_of(self, x: Tensor) -> Tensor:
-        """``(B, L, C)`` to the visible patches, ``(B, L - M, C)``."""
-        return torch.take_along_dim(x, self.visible_indices.unsqueeze(-1), dim=1)
+Stage = Literal["encoder", "decoder"]
 
 
 class Decoder(nn.Module):
@@ -50,6 +33,7 @@ class Decoder(nn.Module):
         self, encoder_dim: int, patch_dim: int, embed_dim: int, depth: int, num_heads: int, relative: bool
     ) -> None:
         super().__init__()
+        self.num_heads = num_heads
         self.embed = nn.Linear(encoder_dim, embed_dim)
         self.blocks = nn.ModuleList(Block(embed_dim, num_heads, relative=relative) for _ in range(depth))
         self.norm = LayerNorm(embed_dim)
@@ -57,17 +41,11 @@ class Decoder(nn.Module):
         self.apply(init_linear)
 
 
-class MaskedAutoencoder(nn.Module):
-    """MAE, MAE+ or AdPE around one encoder.
+class MAE(PretrainingMethod):
+    """Masked autoencoder.
 
     Args:
-        encoder: a :class:`VisionTransformer` without classes; its `position` holds for the decoder too.
-        mask_tokens: "encoder" (MAE+, AdPE) or "decoder" (MAE).
-        adversary: "embedding", "coordinate", None (the baselines) or "random", the control that moves as far without
-            an adversary.
-        adversary_norm: projection of the adversary, "l2", "linf" or None.
-        adversary_epsilon: bound of the projection.
-        adversary_variant: of the relative embedding adversary, "masked_keys" or "reference" (acts on nothing).
+        encoder: a :class:`VisionTransformer` without classes.
         mask_ratio: share of the patches that is hidden.
         norm_pix_loss: regress pixels normalised per patch (unbiased variance, eps 1e-6).
         decoder_embed_dim: width of the decoder.
@@ -78,14 +56,11 @@ class MaskedAutoencoder(nn.Module):
         ValueError: for options that do not go together; the message says which.
     """
 
+    mask_tokens: ClassVar[MaskTokens] = "decoder"
+
     def __init__(
         self,
         encoder: VisionTransformer,
-        mask_tokens: MaskTokens = "encoder",
-        adversary: Mode | None = None,
-        adversary_norm: Norm | None = None,
-        adversary_epsilon: float | None = None,
-        adversary_variant: Variant = "masked_keys",
         mask_ratio: float = 0.75,
         norm_pix_loss: bool = True,
         decoder_embed_dim: int = 512,
@@ -93,57 +68,43 @@ class MaskedAutoencoder(nn.Module):
         decoder_num_heads: int = 16,
     ) -> None:
         super().__init__()
-        position: Position = encoder.position  # type: ignore[assignment]
-        if mask_tokens not in get_args(MaskTokens):
-            raise ValueError(f"mask_tokens must be encoder or decoder, got {mask_tokens!r}.")
         if not 0 < mask_ratio < 1:
             raise ValueError(f"mask_ratio must lie between 0 and 1, got {mask_ratio}.")
-        if mask_tokens == "decoder" and (adversary or position != "absolute"):
-            raise ValueError("An adversary and relative positions need mask_tokens='encoder' (MAE+); MAE has neither.")
-        if not adversary and (adversary_norm or adversary_epsilon or adversary_variant != "masked_keys"):
-            raise ValueError("adversary_norm, _epsilon and _variant need an adversary: set adversary=.")
+        if self.mask_tokens == "decoder" and encoder.position != "absolute":
+            raise ValueError("Relative positions need mask tokens before the encoder: method='mae_plus' or 'adpe'.")
         if encoder.cls_token is None or encoder.needs_grid:
-            raise ValueError("Pretraining has a class token, and no windows, use_rel_pos or use_rel_pos_bias.")
+            raise ValueError("Pretraining needs a class token, and no windows, use_rel_pos or use_rel_pos_bias.")
         if encoder.num_classes:
             raise ValueError("Pretraining needs an encoder without classes: set num_classes=0.")
         if decoder_embed_dim % decoder_num_heads or decoder_embed_dim % 4:
             raise ValueError(
                 f"decoder_embed_dim={decoder_embed_dim} must be divisible by 4 and by {decoder_num_heads} heads."
             )
-        if adversary and encoder.pos_embed is not None:
-            raise ValueError("An adversary needs the sine-cosine pos_embed: set learned_pos_embed=False.")
-        self.encoder = encoder
-        self.mask_tokens = mask_tokens
+        self.encoder: VisionTransformer = encoder
         self.mask_ratio = mask_ratio
         self.norm_pix_loss = norm_pix_loss
         patch_dim = encoder.patch_embed.proj.in_channels * encoder.patch_size**2
+        relative = encoder.position != "absolute"
         self.decoder = Decoder(
-            encoder.embed_dim, patch_dim, decoder_embed_dim, decoder_depth, decoder_num_heads, position != "absolute"
+            encoder.embed_dim, patch_dim, decoder_embed_dim, decoder_depth, decoder_num_heads, relative
         )
-        self.adversary = adversary and build_adversary(
-            position,
-            adversary,
-            (encoder.embed_dim, len(encoder.blocks), encoder.num_heads),
-            (decoder_embed_dim, decoder_depth, decoder_num_heads),
-            adversary_variant,
-            adversary_norm,
-            adversary_epsilon,
-        )
-        token_dim = encoder.embed_dim if mask_tokens == "encoder" else decoder_embed_dim
-        takes_token = self.adversary is None or self.adversary.mask_token(None) is None
-        self.mask_token = nn.Parameter(torch.randn(1, 1, token_dim) * 0.02) if takes_token else None
+        dim = encoder.embed_dim if self.mask_tokens == "encoder" else decoder_embed_dim
+        self.mask_token: nn.Parameter | None = nn.Parameter(torch.randn(1, 1, dim) * 0.02)
 
     # The objective -----------------------------------------------------------------------------------------------
 
+    def losses(self, views: Sequence[Tensor], progress: Progress = Progress()) -> dict[str, Tensor]:  # noqa: B008
+        return {"loss": self(views[0].flatten(0, 1))}
+
     def forward(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
-        """The loss that the model descends and the adversary ascends.
+        """The loss.
 
         Args:
             images: ``(B, 3, H, W)``, normalised; crops of one image are separate samples.
             noise: ``(B, L)``; the patches of smallest noise stay visible. Drawn uniformly if None.
 
         Returns:
-            Scalar: mean squared error over the masked patches.
+            Scalar: mean squared error over the hidden patches.
         """
         mask = self.random_mask(images, noise)
         features = self.decode(self.encode(images, mask), mask, self.encoder.patch_embed.grid(images))
@@ -151,47 +112,43 @@ class MaskedAutoencoder(nn.Module):
         return (prediction - mask.hidden_of(self.target(images))).square().mean()
 
     def encode(self, images: Tensor, mask: Mask) -> Tensor:
-        """Tokens ``(B, N, D)`` of partly masked images: all N for MAE+ and AdPE, the visible ones for MAE."""
+        """Tokens ``(B, N, D)`` of partly hidden images: the visible ones, or all where mask tokens enter here."""
         encoder = self.encoder
         grid = encoder.patch_embed.grid(images)
         patches = encoder.patch_embed(images)
         assert encoder.cls_token is not None
         table = encoder.position_table(grid, encoder.cls_token)  # not rounded by autocast
-        positions, terms = table[:, 1:], [encoder.relative_term(grid)] * len(encoder.blocks)
-        if self.mask_tokens == "encoder":
-            token: Tensor | None = self.mask_token
-            if self.adversary is not None:
-                token = self.adversary.mask_token(token)
-                positions = self.adversary.patch_positions(positions, mask.hidden, grid)
-                terms = self.adversary.relative_terms("encoder", terms, mask.hidden)
-            assert token is not None
-            patches = torch.where(mask.hidden.unsqueeze(-1), token, patches) + positions
-        else:
-            patches = mask.visible_of(patches + positions)
+        patches = self.hide(patches, table[:, 1:], mask, grid)
         cls = (encoder.cls_token + table[:, :1]).expand(len(images), -1, -1)
+        terms = self.relative_terms("encoder", grid, mask)
         return encoder.norm(run_blocks(encoder.blocks, torch.cat([cls, patches], 1), terms, encoder.grad_checkpointing))
+
+    def hide(self, patches: Tensor, positions: Tensor, mask: Mask, grid: tuple[int, int]) -> Tensor:
+        """Patch embeddings ``(B, L, D)`` and positions ``(1, L, D)`` to what the encoder sees, ``(B, N, D)``."""
+        return mask.visible_of(patches + positions)
 
     def decode(self, tokens: Tensor, mask: Mask, grid: tuple[int, int]) -> Tensor:
         """Encoder tokens to decoder features of every patch, ``(B, L, D_dec)``."""
         x = self.decoder.embed(tokens).to(self.decoder.embed.weight.dtype)
-        if self.mask_tokens == "decoder":
-            assert self.mask_token is not None
-            patches = self.mask_token.expand(*mask.hidden.shape, -1)
-            visible = mask.visible_indices.unsqueeze(-1).expand(-1, -1, x.shape[-1])
-            x = torch.cat([x[:, :1], patches.scatter(1, visible, x[:, 1:])], dim=1)
-        x = x + sincos_table(*grid, x.shape[-1], x.dtype, x.device)
-        terms = [self.encoder.relative_term(grid)] * len(self.decoder.blocks)
-        if self.adversary is not None:
-            terms = self.adversary.relative_terms("decoder", terms, mask.hidden)
+        x = self.insert_mask_tokens(x, mask) + sincos_table(*grid, x.shape[-1], x.dtype, x.device)
+        terms = self.relative_terms("decoder", grid, mask)
         return self.decoder.norm(run_blocks(self.decoder.blocks, x, terms, self.encoder.grad_checkpointing))[:, 1:]
+
+    def insert_mask_tokens(self, x: Tensor, mask: Mask) -> Tensor:
+        """Class and visible tokens ``(B, 1 + L - M, D_dec)`` to all places, ``(B, 1 + L, D_dec)``."""
+        assert self.mask_token is not None
+        patches = self.mask_token.expand(*mask.hidden.shape, -1)
+        visible = mask.visible_indices.unsqueeze(-1).expand(-1, -1, x.shape[-1])
+        return torch.cat([x[:, :1], patches.scatter(1, visible, x[:, 1:])], dim=1)
+
+    def relative_terms(self, stage: Stage, grid: tuple[int, int], mask: Mask) -> list[RelativeTerm | None]:
+        """The relative term of every block of the encoder or the decoder; None for absolute positions."""
+        return [self.encoder.relative_term(grid)] * len(getattr(self, stage).blocks)
 
     def target(self, images: Tensor) -> Tensor:
         """Pixels of every patch, ``(B, L, p * p * 3)``, normalised per patch if `norm_pix_loss`."""
-        patches = self.patchify(images)
-        if self.norm_pix_loss:
-            variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
-            patches = (patches - mean) / (variance + 1e-6).sqrt()
-        return patches
+        patches = patchify(images, self.encoder.patch_size)
+        return normalize_patches(patches)[0] if self.norm_pix_loss else patches
 
     def random_mask(self, images: Tensor, noise: Tensor | None = None) -> Mask:
         """Hide all but the ``int(L * (1 - mask_ratio))`` patches of smallest noise."""
@@ -199,11 +156,20 @@ class MaskedAutoencoder(nn.Module):
         if noise is None:
             noise = torch.rand(len(images), h * w, device=images.device)
         if noise.shape != (len(images), h * w):
-            raise ValueError(f"noise must be {(len(images), h * w)}, one number a patch; got {tuple(noise.shape)}.")
-        visible, hidden = noise.argsort(dim=1).tensor_split([int(h * w * (1 - self.mask_ratio))], dim=1)
-        return Mask(torch.ones_like(noise, dtype=torch.bool).scatter_(1, visible, False), hidden, visible)
+            raise ValueError(f"noise must be {(len(images), h * w)}, one number per patch; got {tuple(noise.shape)}.")
+        return rank_mask(noise, self.mask_ratio)
+
+    def parameter_groups(
+        self, lr: float, weight_decay: float, adversary_lr: float | None = None, **options: Any
+    ) -> list[dict[str, Any]]:
+        """See :func:`decay_groups`; `adversary_lr`, which the recipes of one family share, is AdPE's alone."""
+        return super().parameter_groups(lr, weight_decay, **options)
 
     # What people look at -----------------------------------------------------------------------------------------
+
+    @property
+    def title(self) -> str:
+        return "MAE"
 
     @torch.no_grad()
     def reconstruct(self, images: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -212,24 +178,26 @@ class MaskedAutoencoder(nn.Module):
         features = self.decode(self.encode(images, mask), mask, self.encoder.patch_embed.grid(images))
         return self.decoder.pred(features), mask.hidden.float()
 
-    def patchify(self, images: Tensor) -> Tensor:
-        """``(B, C, H, W)`` to ``(B, L, p * p * C)``, pixels in the order row, column, channel."""
-        p = self.encoder.patch_size
+    @torch.no_grad()
+    def reconstructed_pixels(self, images: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Reconstructions ``(B, 3, H, W)`` in the units of `images`, and the hidden pixels, bool of that shape.
+
+        Where pixels normalised per patch are regressed, they get the mean and deviation of the true patch back.
+        """
+        p, grid = self.encoder.patch_size, self.encoder.patch_embed.grid(images)
+        prediction, mask = self.reconstruct(images, noise)
+        patches = patchify(images, p)
+        if self.norm_pix_loss:
+            _, mean, deviation = normalize_patches(patches)
+            prediction = prediction * deviation + mean
+        hidden = unpatchify(mask.unsqueeze(-1).expand_as(patches), p, grid)
+        return unpatchify(prediction.float(), p, grid), hidden > 0
+
+    def figures(self, views: Sequence[Tensor], mean: Sequence[float], std: Sequence[float]) -> dict[str, Figure]:
+        from adpe.viz.reconstructions import draw_reconstructions
+
+        images = views[0][:, 0]
+        # Drawn on the CPU: the same mask on every device and at every time.
         h, w = self.encoder.patch_embed.grid(images)
-        x = images.reshape(len(images), -1, h, p, w, p)
-        return x.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
-
-    def unpatchify(self, patches: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
-        """Inverse of :meth:`patchify`; `grid` is needed for images that are not square."""
-        p = self.encoder.patch_size
-        h, w = grid or (round(patches.shape[1] ** 0.5),) * 2
-        x = patches.reshape(len(patches), h, w, p, p, -1)
-        return x.permute(0, 5, 1, 3, 2, 4).reshape(len(patches), -1, h * p, w * p)
-
-    def forward_features(self, images: Tensor) -> Tensor:
-        """Features of whole images, see :meth:`VisionTransformer.forward_features`."""
-        return self.encoder.forward_features(images)
-
-    def forward_intermediates(self, images: Tensor, *args, **kwargs):
-        """Features after chosen blocks, see :meth:`VisionTransformer.forward_intermediates`."""
-        return self.encoder.forward_intermediates(images, *args, **kwargs)
+        noise = torch.rand(len(images), h * w, generator=torch.Generator().manual_seed(0)).to(images.device)
+        return {"reconstructions": draw_reconstructions(self, images, noise, mean, std)}

@@ -9,13 +9,13 @@ within a window meet; padding counts as patches at the places that it takes.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from adpe.models.fused_attention import Bias, attend
-from adpe.models.pos_embed import CLASS_BUCKET, NUM_BUCKETS, contract, decomposed_scores, relative_logits
+from adpe.models.pos_embed import NUM_BUCKETS, decomposed_scores, relative_logits
 from adpe.models.windows import partition, unpartition
 
 RelativeQuery = Literal["scaled", "unscaled"]
@@ -23,17 +23,12 @@ RelativeQuery = Literal["scaled", "unscaled"]
 
 @dataclass(frozen=True)
 class RelativeTerm:
-    """The contextual relative term of one attention layer, with what an adversary does to it.
+    """The contextual relative term of one attention layer.
 
     Attributes:
         grid: ``(h, w)`` patches, of the window where there are windows.
         interpolate: the interpolated form of the buckets.
         query: "scaled" multiplies the table by ``q / sqrt(d)``, "unscaled" by ``q``.
-        masked: ``(B, 1, N, 1)``, 1 at masked patches; an adversary acts on those alone.
-        displaced_weights: ``(N, 99, N)`` weights of the 49 buckets for visible queries, of the 49 for masked queries,
-            and of the class bucket; replaces the grid's weights.
-        key_shift: ``(d,)`` added to every bucket of the table where the key is masked.
-        query_shift: ``(d,)`` added to every bucket of the table where the query is masked. The softmax does not see it.
         weights: of :func:`relative_weights` in pos_embed.py, made outside the layer so that a compiled one does not
             make them anew; None lets the layer look them up.
     """
@@ -41,33 +36,32 @@ class RelativeTerm:
     grid: tuple[int, int]
     interpolate: bool
     query: RelativeQuery = "scaled"
-    masked: Tensor | None = None
-    displaced_weights: Tensor | None = None
-    key_shift: Tensor | None = None
-    query_shift: Tensor | None = None
     weights: tuple[Tensor, ...] | None = None
 
     def keys(self, k: Tensor) -> Tensor:
-        """Keys ``(B, H, N, d)`` with the key shift: ``q . (k_j + a)`` adds ``q . a`` to every bucket of key j."""
-        if self.masked is None or self.key_shift is None:
-            return k
-        return k + (self.masked * self.key_shift).to(k.dtype)
+        """Keys ``(B, H, N, d)`` that the queries meet."""
+        return k
+
+    def scores(self, q: Tensor, table: Tensor) -> Tensor:
+        """Products ``(B, H, N, 50)`` of scaled queries ``(B, H, N, d)`` with the buckets of a table ``(d, 50)``."""
+        if self.query == "unscaled":
+            table = table * q.shape[-1] ** 0.5
+        return q @ table.to(q.dtype)
 
     def logits(self, q: Tensor, table: Tensor) -> Tensor:
         """Relative logits ``(B, H, N, N)`` from scaled queries ``(B, H, N, d)`` and a table ``(d, 50)``."""
-        if self.query == "unscaled":
-            table = table * q.shape[-1] ** 0.5
-        scores = q @ table.to(q.dtype)
-        if self.masked is None:
-            return relative_logits(scores, self.grid, self.interpolate, self.weights)
-        masked = self.masked.to(q.dtype)
-        if self.query_shift is not None:
-            scores = scores + masked * (q @ self.query_shift.to(q.dtype).unsqueeze(-1))
-        if self.displaced_weights is None:
-            return relative_logits(scores, self.grid, self.interpolate, self.weights)
-        patch, cls = scores.split([CLASS_BUCKET, 1], dim=-1)
-        hidden = patch * masked
-        return contract(torch.cat([patch - hidden, hidden, cls], dim=-1), self.displaced_weights.to(q.dtype))
+        return relative_logits(self.scores(q, table), self.grid, self.interpolate, self.weights)
+
+
+class AttentionTerms(NamedTuple):
+    """What a layer hands to :func:`adpe.models.fused_attention.attend`, whose names these are."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    logits: Tensor | None
+    decomposed: tuple[Tensor, Tensor] | None
+    bias: Bias | None
 
 
 class Attention(nn.Module):
@@ -116,6 +110,15 @@ class Attention(nn.Module):
             term: needed with contextual relative positions.
             grid: ``(h, w)`` of the image's patches; needed with windows and with the other relative positions.
         """
+        terms = self.terms(x, term, grid)
+        out = attend(*terms).transpose(1, 2).reshape(len(terms.q), -1, x.shape[-1])
+        if self.window_size:
+            assert grid is not None
+            out = unpartition(out, grid, self.window_size)
+        return self.proj(out)
+
+    def terms(self, x: Tensor, term: RelativeTerm | None = None, grid: tuple[int, int] | None = None) -> AttentionTerms:
+        """Queries, keys, values and relative terms of :meth:`forward`'s arguments, B and N those of windows if any."""
         dim = x.shape[-1]
         qkv = self.qkv(x)
         if self.window_size:
@@ -139,11 +142,7 @@ class Attention(nn.Module):
             assert self.bias_grid is not None
             class_token = q.shape[2] > area[0] * area[1]
             bias = Bias(self.relative_position_bias_table, self.bias_grid, area, class_token)
-        out = attend(q, k, v, logits, decomposed, bias).transpose(1, 2).reshape(len(qkv), -1, dim)
-        if self.window_size:
-            assert grid is not None
-            out = unpartition(out, grid, self.window_size)
-        return self.proj(out)
+        return AttentionTerms(q, k, v, logits, decomposed, bias)
 
 
 def _zeros(*shape: int) -> nn.Parameter:

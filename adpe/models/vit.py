@@ -269,7 +269,7 @@ class VisionTransformer(nn.Module):
             return_prefix_tokens: pair every map with its class token ``(B, 1, D)``, if there is one.
             norm: apply the final norm to every map.
             stop_early: do not run the blocks after the last one asked for.
-            output_fmt: maps ``(B, D, h, w)`` or patch tokens ``(B, L, D)``.
+            output_fmt: contiguous maps ``(B, D, h, w)`` or patch tokens ``(B, L, D)``.
             intermediates_only: leave out the final tokens.
 
         Returns:
@@ -295,7 +295,7 @@ class VisionTransformer(nn.Module):
                 intermediates.append(self.norm(x) if norm else x)
         maps = [y[:, self.num_prefix_tokens :] for y in intermediates]
         if output_fmt == "NCHW":
-            maps = [y.transpose(1, 2).reshape(len(y), -1, *grid) for y in maps]
+            maps = [y.transpose(1, 2).reshape(len(y), -1, *grid).contiguous() for y in maps]
         if return_prefix_tokens and self.num_prefix_tokens:
             maps = [(y, tokens[:, :1]) for y, tokens in zip(maps, intermediates, strict=True)]
         return maps if intermediates_only else (self.norm(x), maps)

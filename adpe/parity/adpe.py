@@ -25,8 +25,9 @@ from torch.func import functional_call
 
 from adpe.checkpoints.loading import load_checkpoint, save_checkpoint, to_our_names
 from adpe.errors import UserError
-from adpe.methods.mae import MaskedAutoencoder
-from adpe.methods.parameter_groups import parameter_groups
+from adpe.methods.adpe import AdPE
+from adpe.methods.factory import masked_autoencoder
+from adpe.methods.mae import MAE
 from adpe.models.vit import Position, VisionTransformer
 
 TOLERANCES = {"loss": 1e-5, "outputs": 1e-5, "gradients": 1e-4, "trajectory": 1e-4}
@@ -113,7 +114,7 @@ def largest_error(errors: Iterable[float]) -> float:
     return max(errors) if errors and all(map(math.isfinite, errors)) else math.inf
 
 
-def _check_pretraining(case: str, model: MaskedAutoencoder, data: dict[str, Tensor]) -> CaseResult:
+def _check_pretraining(case: str, model: MAE, data: dict[str, Tensor]) -> CaseResult:
     images, noise = data["input.images"], data["input.noise"]
     loss = model(images, noise)
     loss.backward()
@@ -144,14 +145,12 @@ def _check_pretraining(case: str, model: MaskedAutoencoder, data: dict[str, Tens
     return result
 
 
-def _check_trajectory(
-    case: str, model: MaskedAutoencoder, options: Mapping[str, Any], data: dict[str, Tensor]
-) -> CaseResult:
-    adversary = model.adversary
-    if adversary is None:
+def _check_trajectory(case: str, model: MAE, options: Mapping[str, Any], data: dict[str, Tensor]) -> CaseResult:
+    if not isinstance(model, AdPE):
         raise UserError(f"Case {case} has no adversary, whose trajectory it could hold.")
+    adversary = model.adversary
     adversary.norm, adversary.epsilon = options["norm"], options["epsilon"]
-    groups = parameter_groups(model, options["lr"], options["adversarial_lr"], options["weight_decay"])
+    groups = model.parameter_groups(options["lr"], options["weight_decay"], adversary_lr=options["adversarial_lr"])
     optimizer = torch.optim.AdamW(groups, betas=tuple(options["betas"]))
     # The reader knows a checkpoint by its encoder, which the states of the adversary alone lack.
     encoder = {name: tensor for name, tensor in _strip(data, "param.").items() if name == "blocks.0.attn.qkv.weight"}
@@ -213,9 +212,7 @@ def _check_encoder(case: str, position: str, config: Mapping[str, Any], data: di
         return CaseResult(case, {"outputs": relative_error(model.eval()(images), data["output.logits"])})
 
 
-def _autoencoder(
-    case: str, meta: Mapping[str, Any], position: str, adversary: str, state: dict[str, Tensor]
-) -> MaskedAutoencoder:
+def _autoencoder(case: str, meta: Mapping[str, Any], position: str, adversary: str, state: dict[str, Tensor]) -> MAE:
     if adversary not in ("none", "embedding", "coordinate"):
         raise UserError(f"Unknown adversary {adversary!r} in case {case}: expected none, embedding or coordinate.")
     config = meta["config"]
@@ -225,7 +222,7 @@ def _autoencoder(
         position="relative_interpolated" if continuous else _position(position),
         **_encoder(config),
     )
-    model = MaskedAutoencoder(
+    model = masked_autoencoder(
         encoder,
         adversary=None if adversary == "none" else adversary,  # type: ignore[arg-type]
         adversary_variant="reference" if (position, adversary) == ("rpe", "embedding") else "masked_keys",

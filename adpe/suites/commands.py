@@ -5,40 +5,30 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
-import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mmengine.config import DictAction
-from rich.console import Console
-from rich.table import Table as TerminalTable
-from rich.text import Text
+from adpe.errors import UserError, print_error, require
+from adpe.files import ROOT
+from adpe.suites import record_commands
+from adpe.suites.record_commands import SUITES_DIR, config_options, say, suite_names
 
-from adpe.errors import UserError, print_error
-from adpe.files import ROOT, atomic_write
-from adpe.leaderboard import claims, readme
-from adpe.leaderboard.collect import collect
-from adpe.leaderboard.compare import compare, select
-from adpe.leaderboard.metafile import write_metafiles
-from adpe.leaderboard.published import read_published
-from adpe.leaderboard.ranking import Leaderboard, build_leaderboard
-from adpe.leaderboard.records import read_records
-from adpe.leaderboard.tables import print_terminal, to_csv, to_latex, to_markdown
-from adpe.suites.local_runner import changed_command, estimate, execute, finished_record
-from adpe.suites.slurm_runner import script_lines, submit
-from adpe.suites.suite import Run, Suite, expand
-from adpe.suites.suite_file import FOLDER, read_suite
-
-SUITES_DIR = "work_dirs/suites"
+# A table needs neither torch nor mmengine nor rich: they are imported by the commands that do.
+if TYPE_CHECKING:
+    from adpe.suites.slurm_runner import Cluster
+    from adpe.suites.suite import Run, Suite
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command. Returns the exit status: 0, 1 if something failed or is stale, 2 for a user's mistake."""
     args = _parser().parse_args(arguments)
     try:
-        return int(args.command(args, Console()))
+        if args.command in (_run, record_commands.protocol, record_commands.check):
+            require("torch", "requirements/runtime.txt")
+            require("mmengine", "requirements/mm.txt")
+        return int(args.command(args))
     except (UserError, OSError) as error:
         print_error(error)
         return 2
@@ -54,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     run = add("run", _run, "Execute a suite; what is finished is not repeated, what was interrupted goes on.")
-    run.add_argument("suite", help=f"a name in benchmarks/suites ({', '.join(_suites())}) or the path of a YAML file")
+    run.add_argument("suite", help=f"one of {', '.join(suite_names())}, or the path of a YAML file")
     run.add_argument("--dry-run", action="store_true", help="print the commands from start to finish, and the cost")
     run.add_argument("--work-dir", default=SUITES_DIR, help=f"folder of all suites' runs (default: {SUITES_DIR})")
     run.add_argument("--gpus", type=_positive, help="of every run, instead of the suite's")
@@ -62,8 +52,12 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--seeds", type=int, nargs="+", default=[], help="only these of the suite's seeds")
     run.add_argument("--slurm", metavar="PARTITION", help="submit batch jobs instead of starting processes")
     run.add_argument("--gpus-per-node", type=_positive, default=8)
+    run.add_argument("--cpus-per-task", type=_positive, default=5, help="of a Slurm job, for each GPU")
+    run.add_argument("--time", help="limit of a Slurm job, such as 2-00:00:00; a longer run is requeued and resumes")
+    run.add_argument("--account", help="of Slurm")
+    run.add_argument("--sbatch-args", default="", help="further ones, such as --sbatch-args='--qos=long --mem=64G'")
     for name, text in (("pretraining", "every pretraining"), ("task", "every transfer")):
-        run.add_argument(f"--{name}-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help=f"for {text}")
+        run.add_argument(f"--{name}-options", nargs="+", metavar="KEY=VALUE", help=f"for {text}")
 
     prepare = add("prepare", _prepare, "Write the data that a suite brings itself; `run` does it too.")
     prepare.add_argument("suite")
@@ -74,8 +68,8 @@ def _parser() -> argparse.ArgumentParser:
                          "default: benchmarks/records and work_dirs/suites")  # fmt: skip
 
     for name, command, text in (
-        ("table", _table, "The leaderboard as text."),
-        ("page", _page, "The leaderboard as one HTML file."),
+        ("table", record_commands.table, "The leaderboard as text."),
+        ("page", record_commands.page, "The leaderboard as one HTML file."),
     ):
         sub = add(name, command, text)
         add_records(sub)
@@ -85,25 +79,31 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument("--format", choices=["terminal", "markdown", "csv", "latex"], default="terminal")
         sub.add_argument("--out", required=name == "page", help="file to write")
 
-    sub = add("compare", _compare, "Whether A differs from B, and how sure that is, in words.")
+    sub = add("compare", record_commands.compare, "Whether A differs from B, and how sure that is, in words.")
     sub.add_argument("a", help='a run, a row "method (start)", a method, a run\'s folder or a record file')
     sub.add_argument("b")
     sub.add_argument("--resamples", type=_positive, default=1000, help="of the bootstrap over images")
     add_records(sub)
 
-    sub = add("check", _check, "Which published rows we claim to reproduce, and whether we do.")
+    sub = add("protocol", record_commands.protocol, "The resolved protocol of a config, as JSON with its fingerprint.")
+    sub.add_argument("config", help="a config file; it is Python, and is executed")
+    sub.add_argument("--cfg-options", nargs="+", metavar="KEY=VALUE", help="change the config")
+
+    sub = add("check", record_commands.check, "Which published rows we claim to reproduce, and whether we do.")
     sub.add_argument("suites", nargs="*", help="all if none is given")
     add_records(sub)
 
-    sub = add("metafile", _metafile, "OpenMMLab's metafile.yml and model-index.yml.")
+    sub = add("metafile", record_commands.metafile, "OpenMMLab's metafile.yml and model-index.yml.")
     sub.add_argument("--out", required=True, help="folder to write them to")
     add_records(sub)
 
-    sub = add("collect", _collect, "Copy the records of a suite's runs to benchmarks/records, to be committed.")
+    sub = add(
+        "collect", record_commands.collect, "Copy the records of a suite's runs to benchmarks/records, to be committed."
+    )
     sub.add_argument("folder", help="of the suite's runs, such as work_dirs/suites/small")
     sub.add_argument("--out", help="file to add them to; default: benchmarks/records/NAME OF THE FOLDER.jsonl")
 
-    sub = add("readme", _readme, "Write the tables of README.md anew.")
+    sub = add("readme", record_commands.readme, "Write the tables of benchmarks/README.md anew.")
     sub.add_argument("--check", action="store_true", help="only tell whether they are up to date (status 1 if not)")
     return parser
 
@@ -115,10 +115,6 @@ def _positive(text: str) -> int:
     return number
 
 
-def _suites() -> list[str]:
-    return sorted(file.stem for file in FOLDER.glob("*.yaml"))
-
-
 def _enter(work_dir: str, suite: Suite) -> Path:
     """Go to the root of the repository, where the commands run. Returns the folder of the suite's runs from there."""
     folder = Path(work_dir).resolve() / suite.name
@@ -126,7 +122,14 @@ def _enter(work_dir: str, suite: Suite) -> Path:
     return folder.relative_to(ROOT) if folder.is_relative_to(ROOT) else folder
 
 
-def _run(args: argparse.Namespace, console: Console) -> int:
+def _run(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from adpe.suites.local_runner import estimate, execute
+    from adpe.suites.slurm_runner import submit
+    from adpe.suites.suite import expand
+    from adpe.suites.suite_file import read_suite
+
     suite = read_suite(args.suite)
     folder = _enter(args.work_dir, suite)
     runs = expand(
@@ -134,32 +137,42 @@ def _run(args: argparse.Namespace, console: Console) -> int:
         folder,
         gpus=args.gpus,
         seeds=args.seeds,
-        pretraining_options=args.pretraining_options,
-        task_options=args.task_options,
+        pretraining_options=config_options(args.pretraining_options),
+        task_options=config_options(args.task_options),
     )
     if args.dry_run:
         _print_plan(suite, runs, folder, args)
         return 0
     if suite.data:
-        _write_data(suite, folder, console)
+        _write_data(suite, folder)
     if args.slurm:
-        for line in submit(runs, folder, args.slurm, args.gpus_per_node):
-            console.print(line, soft_wrap=True, highlight=False)
+        for line in submit(runs, folder, _cluster(args)):
+            say(line)
         return 0
     for line in estimate(runs, folder):
-        console.print(line, soft_wrap=True, highlight=False)
-    done = execute(runs, folder, jobs=args.jobs, console=console)
+        say(line)
+    done = execute(runs, folder, jobs=args.jobs, console=Console())
     return 0 if done else 1
+
+
+def _cluster(args: argparse.Namespace) -> Cluster:
+    from adpe.suites.slurm_runner import Cluster
+
+    arguments = shlex.split(args.sbatch_args)
+    return Cluster(args.slurm, args.gpus_per_node, args.cpus_per_task, args.time, args.account, arguments)
 
 
 def _print_plan(suite: Suite, runs: Sequence[Run], folder: Path, args: argparse.Namespace) -> None:
     """The plan on stdout as a shell script: comments and commands, unwrapped."""
+    from adpe.suites.local_runner import changed_command, estimate, finished_record
+    from adpe.suites.slurm_runner import script_lines
+
     text = textwrap.fill(suite.text, 118, initial_indent="# ", subsequent_indent="# ")
     print(f"# {suite.title}\n{text}\n# In the root of the repository, start to finish:\n")
     if suite.data:
         print(shlex.join(["python", "tools/benchmark.py", "prepare", args.suite, "--work-dir", args.work_dir]))
     if args.slurm:
-        print("\n".join(script_lines(runs, folder, args.slurm, args.gpus_per_node)))
+        print("\n".join(script_lines(runs, folder, _cluster(args))))
     else:
         for run in runs:
             record = finished_record(run, folder)
@@ -179,139 +192,20 @@ def _print_plan(suite: Suite, runs: Sequence[Run], folder: Path, args: argparse.
     print("# cost: " + "\n# ".join(estimate(runs, folder)))
 
 
-def _prepare(args: argparse.Namespace, console: Console) -> int:
+def _prepare(args: argparse.Namespace) -> int:
+    from adpe.suites.suite_file import read_suite
+
     suite = read_suite(args.suite)
     if not suite.data:
-        console.print(f"Suite {suite.name} brings no data; its configs say where they look for them.")
+        say(f"Suite {suite.name} brings no data; its configs say where they look for them.")
         return 0
-    _write_data(suite, _enter(args.work_dir, suite), console)
+    _write_data(suite, _enter(args.work_dir, suite))
     return 0
 
 
-def _write_data(suite: Suite, folder: Path, console: Console) -> None:
+def _write_data(suite: Suite, folder: Path) -> None:
     from adpe.data.scenes import write_scenes
 
     data = suite.data or {}
     root = write_scenes(folder / "data", data["train"], data["val"], data["unlabelled"], data["size"])
-    console.print(f"Data: {root}", soft_wrap=True, highlight=False)
-
-
-def _records(args: argparse.Namespace) -> tuple[list[tuple[dict[str, Any], Path]], list[str]]:
-    """Records with the folder of each run, every record once, and what is wrong with the other lines."""
-    paths = [Path(path) for path in args.records or [readme.RECORDS, ROOT / SUITES_DIR]]
-    files: list[Path] = []
-    for path in paths:
-        if path.is_dir():
-            collected = sorted(path.rglob("records.jsonl")) + sorted(path.glob("*.jsonl"))
-            # A run's own file repeats a line of its suite's, unless it belongs to none.
-            files += collected or sorted(path.rglob("record.jsonl"))
-        elif path.is_file():
-            files.append(path)
-        elif args.records:
-            raise UserError(f"--records {path} does not exist.")
-    records: list[tuple[dict[str, Any], Path]] = []
-    faults: list[str] = []
-    for file in dict.fromkeys(file.resolve() for file in files):
-        found, wrong = read_records(file)
-        faults += wrong
-        # A shared pretraining stands in the file of every suite that uses it.
-        records += [(one, _run_folder(file, one)) for one in found if all(one != known for known, _ in records)]
-    return records, faults
-
-
-def _run_folder(file: Path, record: dict[str, Any]) -> Path:
-    folder = file.parent / str(record["run"])
-    return folder if folder.is_dir() else file.parent
-
-
-def _board(args: argparse.Namespace) -> tuple[Leaderboard, list[tuple[dict[str, Any], Path]], list[dict[str, Any]]]:
-    records, faults = _records(args)
-    published = [] if args.no_published else read_published()
-    board = build_leaderboard(
-        [record for record, _ in records], baseline=args.baseline, published=published, faults=faults
-    )
-    return board, records, published
-
-
-def _table(args: argparse.Namespace, console: Console) -> int:
-    board, _, _ = _board(args)
-    if not board.tables:
-        raise UserError("there is nothing to show: no records and no published rows.")
-    if args.format == "terminal" and not args.out:
-        print_terminal(board, console)
-        return 0
-    formats = {"markdown": to_markdown, "csv": to_csv, "latex": to_latex}
-    if args.format == "terminal":
-        raise UserError("--out needs --format markdown, csv or latex.")
-    text = formats[args.format](board)
-    if args.out:
-        with atomic_write(args.out) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-    else:
-        sys.stdout.write(text)
-    return 0
-
-
-def _page(args: argparse.Namespace, console: Console) -> int:
-    from adpe.leaderboard.html.report import write_report
-
-    board, records, published = _board(args)
-    write_report(args.out, board, records, published)
-    console.print(f"Page: {args.out}", soft_wrap=True, highlight=False)
-    return 0
-
-
-def _compare(args: argparse.Namespace, console: Console) -> int:
-    found, faults = _records(args)
-    records = [record for record, _ in found]
-    for line in compare(select(args.a, records), select(args.b, records), resamples=args.resamples):
-        console.print(Text(line))
-    for fault in faults:
-        console.print(Text(f"Reported: {fault}", style="yellow"))
-    return 0
-
-
-def _check(args: argparse.Namespace, console: Console) -> int:
-    suites = [read_suite(name) for name in args.suites or _suites()]
-    found, faults = _records(args)
-    verdicts = claims.check_claims(suites, [record for record, _ in found])
-    grid = TerminalTable()
-    styles = {claims.PASS: "green", claims.FAIL: "red", claims.NOT_RUN: "dim"}
-    for title in claims.HEADER:
-        grid.add_column(title, overflow="fold")
-    for verdict, cells in zip(verdicts, claims.lines(verdicts), strict=True):
-        grid.add_row(*map(Text, cells), style=styles[verdict.state])
-    console.print(grid)
-    for line in claims.sources(verdicts):
-        console.print(Text(line, style="dim"))
-    counts = {state: sum(item.state == state for item in verdicts) for state in styles}
-    console.print(", ".join(f"{count} {state}" for state, count in counts.items()))
-    for fault in faults:
-        console.print(Text(f"Reported: {fault}", style="yellow"))
-    return 1 if counts[claims.FAIL] else 0
-
-
-def _metafile(args: argparse.Namespace, console: Console) -> int:
-    found, _ = _records(args)
-    for path in write_metafiles([record for record, _ in found], Path(args.out)):
-        console.print(str(path), soft_wrap=True, highlight=False)
-    return 0
-
-
-def _collect(args: argparse.Namespace, console: Console) -> int:
-    folder = Path(args.folder)
-    target = Path(args.out) if args.out else readme.RECORDS / f"{folder.resolve().name}.jsonl"
-    added, known, faults = collect(folder, target)
-    console.print(f"{target}: {added} of {known} records added.", soft_wrap=True, highlight=False)
-    for fault in faults:
-        console.print(Text(f"Reported: {fault}", style="yellow"))
-    return 0
-
-
-def _readme(args: argparse.Namespace, console: Console) -> int:
-    path = ROOT / "README.md"
-    if readme.update(path, check=args.check):
-        console.print("README.md is up to date.")
-        return 0
-    console.print("README.md is stale: run tools/benchmark.py readme." if args.check else "README.md was rewritten.")
-    return 1 if args.check else 0
+    say(f"Data: {root}")

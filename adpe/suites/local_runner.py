@@ -29,7 +29,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from adpe.engine.hooks.checkpointing import EXIT_PREEMPTED
+from adpe.errors import EXIT_PREEMPTED
 from adpe.files import ROOT, atomic_write
 from adpe.leaderboard.records import append_record, read_records
 from adpe.suites.suite import Run

@@ -40,7 +40,13 @@ class Method:
 
 @dataclass(frozen=True)
 class Task:
-    """A transfer config with the points of its sweep; `reported` is the one that runs with every seed."""
+    """A transfer config with the points of its sweep.
+
+    Attributes:
+        reported: the point that runs with every seed.
+        sweep_seeds: of the other points.
+        images: of the published data in ``train`` and ``val``, which a claim's runs must have seen.
+    """
 
     name: str
     config: str
@@ -49,6 +55,7 @@ class Task:
     reported: Mapping[str, float] = field(default_factory=dict)
     sweep_seeds: tuple[int, ...] = ()
     cost: Cost | None = None
+    images: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -189,7 +196,7 @@ def expand(
             needs = add_pretraining(method, seed)
             sweep = sweep_text(point)
             name = "/".join(filter(None, (slug(method.name), slug(task.name), slug(sweep or ""), f"seed{seed}")))
-            options = {**task.options, **method.transfer, **(task_options or {}), **point}
+            options = {**task_settings(task, method, point), **(task_options or {})}
             start = "random"
             if needs or method.checkpoint:
                 start = "pretrained"
@@ -200,6 +207,14 @@ def expand(
             add(Run(suite.name, name, method.name, task.name, task.config, seed, processes, _with_data(options, folder),
                     sweep, needs, task.cost))  # fmt: skip
     return list(runs.values())
+
+
+def task_settings(task: Task, method: Method, point: Mapping[str, float]) -> dict[str, Any]:
+    """The options of a transfer that its protocol follows from, with what the record says of them."""
+    options = {**task.options, **method.transfer, **point}
+    if method.transfer:
+        options["record.own"] = sorted(method.transfer)
+    return options
 
 
 def task_points(suite: Suite) -> list[Mapping[str, float]]:

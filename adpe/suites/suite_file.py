@@ -17,6 +17,7 @@ A suite is data, read by the safe loader; what runs are the configs it names, wh
         sweep: {lr: [5e-5, 1e-4, 2e-4, 3e-4]}
         reported: {lr: 2e-4}          # the point that runs with every seed; the others run with sweep_seeds
         sweep_seeds: [0]
+        images: {train: 20210, val: 2000}   # of the data set that the claims are about
     claims:
       - {method: AdPE RPE coordinate, task: upernet, reproduces: adpe-vitb-ade20k, tolerance: {mIoU: 0.5},
          tolerance_source: "..."}
@@ -44,7 +45,7 @@ _KEYS = (
     "missing",
 )  # fmt: skip
 _METHOD_KEYS = ("name", "pretraining", "epochs", "checkpoint", "options", "transfer", "cost")
-_TASK_KEYS = ("name", "config", "options", "sweep", "reported", "sweep_seeds", "cost")
+_TASK_KEYS = ("name", "config", "options", "sweep", "reported", "sweep_seeds", "cost", "images")
 _CLAIM_KEYS = ("method", "task", "at", "reproduces", "tolerance", "tolerance_source", "note")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 +._-]*")
 
@@ -217,7 +218,13 @@ def _task(item: Any, where: str, seeds: tuple[int, ...]) -> Task:
         reported,
         sweep_seeds,
         _cost(item, where),
+        _images(item, where),
     )
+
+
+def _images(item: Mapping[str, Any], where: str) -> dict[str, int]:
+    counts = _mapping(item.get("images") or {}, f"{where}: images", ("train", "val"))
+    return {part: int(_positive(count, f"{where}: images.{part}")) for part, count in counts.items()}
 
 
 def _point(item: Mapping[str, Any], key: str, where: str) -> dict[str, float]:

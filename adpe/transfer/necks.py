@@ -86,14 +86,14 @@ class AdPESimpleFeaturePyramid(BaseModule):
     def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """One map ``(B, D, h, w)`` to `num_outs` maps ``(B, out_channels, h * scale, w * scale)``.
 
-        The maps are float32 also under autocast: mmcv's RoIAlign knows no bfloat16.
+        The maps are contiguous, and float32 also under autocast: mmcv's RoIAlign knows no other layout and no bfloat16.
 
         Raises:
             ValueError: if the backbone gives another number of maps than one.
         """
         if len(maps) != 1:
             raise ValueError(f"The simple feature pyramid takes the last map alone, got {len(maps)}: one out_indices.")
-        outputs = [level(maps[0]).float() for level in self.levels]
+        outputs = [level(maps[0]).float().contiguous() for level in self.levels]
         while len(outputs) < self.num_outs:
             outputs.append(F.max_pool2d(outputs[-1], 1, stride=2))
         return tuple(outputs)

@@ -128,15 +128,15 @@ class AdPETimmBackbone(BaseModule):
         print_log(f"AdPETimmBackbone: {len(own)} of {len(own)} tensors from {path}", logger="current")
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """``(B, 3, H, W)`` normalised images to maps ``(B, channels[i], H / strides[i], W / strides[i])``, rounded up
-        or down as the model does it. Images are padded to whole patches.
+        """``(B, 3, H, W)`` normalised images to contiguous maps ``(B, channels[i], H / strides[i], W / strides[i])``,
+        rounded up or down as the model does it. Images are padded to whole patches.
         """
         height, width = images.shape[-2:]
         images = F.pad(images, (0, -width % self.patch_size[1], 0, -height % self.patch_size[0]))
         maps = self.net(images)
         if self.projections:
-            return tuple(projection(y) for projection, y in zip(self.projections, maps, strict=True))
-        return tuple(maps)
+            maps = [projection(y) for projection, y in zip(self.projections, maps, strict=True)]
+        return tuple(y.contiguous() for y in maps)
 
     def layer_depth(self, name: str) -> tuple[int, int]:
         """Depth of a parameter for layer-wise learning-rate decay, and the number of depths.

@@ -80,8 +80,8 @@ class AdPEViT(VisionTransformer, BaseModule):
         start_encoder(self, self, ["cls_token"] if self.cls_token is None else [])
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
-        """``(B, 3, H, W)`` normalised images to features a block: maps ``(B, D, ceil(H / p), ceil(W / p))``, or what
-        `out_type` says.
+        """``(B, 3, H, W)`` normalised images to features per block: contiguous maps
+        ``(B, D, ceil(H / p), ceil(W / p))``, or what `out_type` says.
         """
         height, width = images.shape[-2:]
         images = F.pad(images, (0, -width % self.patch_size, 0, -height % self.patch_size))
@@ -103,7 +103,7 @@ class AdPEViT(VisionTransformer, BaseModule):
 
     def _as_out_type(self, patches: Tensor, prefix: Tensor, images: Tensor) -> Tensor:
         if self.out_type == "featmap":
-            return patches.transpose(1, 2).unflatten(2, self.patch_embed.grid(images))
+            return patches.transpose(1, 2).unflatten(2, self.patch_embed.grid(images)).contiguous()
         if self.out_type == "avg_featmap":
             return patches.mean(dim=1)
         if self.out_type == "cls_token":

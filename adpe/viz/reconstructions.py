@@ -1,55 +1,34 @@
-"""Pictures of what a model does: reconstructions, the adversary's displaced positions and their drift, attention.
-
-Needs matplotlib; drawn without a display. Functions return figures, which :func:`save_png` and :func:`to_array` take.
-"""
+"""Reconstructions of masked images, as columns of pictures."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Protocol
 
-import matplotlib as mpl
-import numpy as np
 import torch
-import torch.nn.functional as F
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
-from adpe.files import atomic_write
-from adpe.methods.adversary import (
-    Adversary,
-    CoordinateAdversary,
-    MaskTokenAdversary,
-    OffsetAdversary,
-    RelativeAdversary,
-)
-from adpe.methods.mae import MaskedAutoencoder
-from adpe.models.pos_embed import sincos_table
-from adpe.models.vit import VisionTransformer
+from adpe.viz.figures import draw_images
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-GREY, PATCH, MOVED = 0.78, "#94a3b8", "#ea580c"
-DPI = 110
-
-Curve = Sequence[tuple[float, float]]
+GREY = 0.78
 
 
-# Reconstructions ------------------------------------------------------------------------------------------------------
+class Autoencoder(Protocol):
+    """What reconstructs images from a part of their patches, as :class:`adpe.methods.mae.MAE` does."""
+
+    mask_ratio: float
+    norm_pix_loss: bool
+
+    def reconstructed_pixels(self, images: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Reconstructions in the units of `images`, and which pixels were hidden."""
 
 
 @torch.no_grad()
 def reconstruct(
-    model: MaskedAutoencoder,
-    images: Tensor,
-    noise: Tensor,
-    mean: Sequence[float] = IMAGENET_MEAN,
-    std: Sequence[float] = IMAGENET_STD,
+    model: Autoencoder, images: Tensor, noise: Tensor, mean: Sequence[float], std: Sequence[float]
 ) -> dict[str, Tensor]:
-    """Images, what the model sees of them, what it paints, and its paint in the masked patches alone.
+    """Images, what the model sees of them, its reconstruction, and that in the masked patches alone.
 
     Args:
         model: in whatever mode it is; evaluation mode has no stochastic depth.
@@ -60,280 +39,27 @@ def reconstruct(
 
     Returns:
         Columns "image", "visible", "reconstruction" and "pasted", each ``(B, 3, H, W)`` on the CPU, pixels in 0..1.
-        Where the model regresses pixels normalised per patch, they get the mean and deviation of the true patch back.
     """
-    grid = model.encoder.patch_embed.grid(images)
-    prediction, mask = model.reconstruct(images, noise)
-    patches = model.patchify(images)
-    if model.norm_pix_loss:
-        variance, average = torch.var_mean(patches, dim=-1, keepdim=True)
-        prediction = prediction * (variance + 1e-6).sqrt() + average
+    prediction, hidden = model.reconstructed_pixels(images, noise)
     scale, shift = (torch.tensor(values, device=images.device).view(-1, 1, 1) for values in (std, mean))
-
-    def pixels(values: Tensor) -> Tensor:
-        return (model.unpatchify(values.float(), grid) * scale + shift).clamp(0, 1)
-
-    image, painted = pixels(patches), pixels(prediction)
-    hidden = model.unpatchify(mask.unsqueeze(-1).expand_as(patches), grid)
+    image, predicted = ((values.float() * scale + shift).clamp(0, 1) for values in (images, prediction))
     columns = {
         "image": image,
-        "visible": torch.where(hidden > 0, GREY, image),
-        "reconstruction": painted,
-        "pasted": torch.where(hidden > 0, painted, image),
+        "visible": torch.where(hidden, GREY, image),
+        "reconstruction": predicted,
+        "pasted": torch.where(hidden, predicted, image),
     }
     return {name: column.cpu() for name, column in columns.items()}
 
 
-def describe_reconstruction(model: MaskedAutoencoder) -> str:
+def describe_reconstruction(model: Autoencoder) -> str:
     """What the columns of :func:`reconstruct` show, for a title."""
     hidden = f"{model.mask_ratio:.0%} of the patches hidden"
-    return f"{hidden}; painted with the true mean and deviation of each" if model.norm_pix_loss else hidden
+    return f"{hidden}; shown with the true mean and deviation of each patch" if model.norm_pix_loss else hidden
 
 
-def draw_images(columns: Mapping[str, Tensor], title: str = "") -> Figure:
-    """One row an image, one column a kind; each ``(B, 3, H, W)``, pixels in 0..1."""
-    rows, (height, width) = len(next(iter(columns.values()))), next(iter(columns.values())).shape[-2:]
-    figure, axes = _figure(rows, len(columns), 2.1, 2.1 * height / width, title)
-    for column, (name, images) in enumerate(columns.items()):
-        axes[0][column].set_title(name, fontsize=10)
-        for row, image in enumerate(images):
-            _show(axes[row][column], image.permute(1, 2, 0).numpy())
-    return figure
-
-
-# The adversary --------------------------------------------------------------------------------------------------------
-
-
-def adversary_scalars(adversary: Adversary) -> dict[str, float]:
-    """The adversary in a few numbers, to be followed over training.
-
-    Shifts in patches for the coordinate modes (``adversary/shift_x``, or ``adversary/encoder_03_row`` for block 3 of a
-    stack), norms for the embedding modes (``adversary/token_norm``, ``adversary/encoder_03_norm``).
-    """
-    if isinstance(adversary, CoordinateAdversary):
-        x, y = adversary.shift.tolist()
-        return {"adversary/shift_x": x, "adversary/shift_y": y}
-    if isinstance(adversary, MaskTokenAdversary):
-        return {"adversary/token_norm": adversary.token.norm().item()}
-    scalars: dict[str, float] = {}
-    for stage, stack in _stacks(adversary).items():
-        for layer, row in enumerate(stack):
-            values = (
-                {"row": row[0], "column": row[1]} if isinstance(adversary, OffsetAdversary) else {"norm": row.norm()}
-            )
-            scalars |= {f"adversary/{stage}_{layer:02d}_{name}": value.item() for name, value in values.items()}
-    return scalars
-
-
-def draw_adversary(model: MaskedAutoencoder, grid: tuple[int, int] | None = None) -> Figure:
-    """What the adversary does to the positions of a patch grid.
-
-    Coordinate modes: where masked patches claim to stand, drawn over the patches (relative positions: one panel a
-    block, as the offsets that a masked query sees). Mask token: how alike it is to the code of every position. Relative
-    embedding: the vector added to every bucket of masked keys, a row a block.
-
-    Args:
-        model: with an adversary.
-        grid: ``(h, w)`` patches; those of the model's image size if None.
-
-    Raises:
-        ValueError: if the model has no adversary that learns.
-    """
-    adversary = model.adversary
-    if adversary is None or not adversary.learns:
-        raise ValueError("The model has no adversary that learns: MAE, MAE+ and the random control have none.")
-    height, width = model.encoder.img_size
-    h, w = grid or (height // model.encoder.patch_size, width // model.encoder.patch_size)
-    if isinstance(adversary, CoordinateAdversary):
-        figure, axes = _figure(1, 1, 5.0, 5.0 * h / w, "Patches (grey), claims of masked ones (orange)")
-        x, y = adversary.shift.tolist()
-        _draw_shift(axes[0][0], (h, w), x, y, reach=max(abs(x), abs(y)))
-        return figure
-    if isinstance(adversary, MaskTokenAdversary):
-        codes = sincos_table(h, w, model.encoder.embed_dim, torch.float32, torch.device("cpu"))[0, 1:]
-        alike = F.cosine_similarity(adversary.token.detach().cpu().float().flatten(), codes, dim=-1).view(h, w)
-        figure, axes = _figure(1, 1, 5.0, 4.6 * h / w, "Mask token and position codes: cosine")
-        _heat(figure, axes[0][0], alike, "column", "row")
-        return figure
-    stacks = _stacks(adversary)
-    if not isinstance(adversary, OffsetAdversary):
-        where = "keys" if getattr(adversary, "variant", "") == "masked_keys" else "queries"
-        figure, axes = _figure(len(stacks), 1, 7.5, 2.6, f"Vectors added to the buckets of masked {where}")
-        for row, (stage, stack) in enumerate(stacks.items()):
-            _heat(figure, axes[row][0], stack, "channel of the head", f"{stage} block", aspect="auto")
-        return figure
-    panels = [(f"{stage} {layer}", row.tolist()) for stage, stack in stacks.items() for layer, row in enumerate(stack)]
-    columns = min(len(panels), 5)
-    figure, axes = _figure(
-        -(-len(panels) // columns), columns, 2.5, 2.6 * h / w,
-        "Patches (grey) and their offsets as masked queries see them (orange), by block",
-    )  # fmt: skip
-    reach = max(stack.abs().max().item() for stack in stacks.values())
-    for axis, panel in zip((axis for line in axes for axis in line), [*panels, *[None] * columns], strict=False):
-        if panel is None:
-            axis.set_axis_off()
-        else:
-            _draw_shift(axis, (h, w), panel[1][1], panel[1][0], reach, panel[0])
-    return figure
-
-
-def draw_drift(curves: Mapping[str, Curve]) -> Figure:
-    """The adversary's scalars (:func:`adversary_scalars`) over training iterations.
-
-    Args:
-        curves: name to [(iteration, value)]; names without ``adversary/`` are left out.
-
-    Raises:
-        ValueError: if there is no such curve.
-    """
-    curves = {name.removeprefix("adversary/"): curve for name, curve in curves.items() if name.startswith("adversary/")}
-    if not curves:
-        raise ValueError("There are no scalars adversary/* to draw.")
-    groups: dict[str, dict[str, Curve]] = {}
-    for name, curve in curves.items():
-        stage, _, rest = name.partition("_")
-        layer, _, kind = rest.partition("_")
-        groups.setdefault(f"{stage}, {kind}" if kind else "", {})[str(int(layer)) if kind else name] = curve
-    columns = min(len(groups), 2)
-    figure, axes = _figure(-(-len(groups) // columns), columns, 7.5 / columns + 1, 3.0, "The adversary over training")
-    for axis, (group, lines) in zip((axis for line in axes for axis in line), groups.items(), strict=False):
-        colours = mpl.colormaps["viridis"](np.linspace(0, 0.9, len(lines))) if group else mpl.color_sequences["tab10"]
-        for colour, (label, curve) in zip(colours, lines.items(), strict=False):
-            marker = "o" if len(curve) < 3 else None
-            axis.plot(*np.array(curve, dtype=float).reshape(-1, 2).T, color=colour, label=label, lw=1.5, marker=marker)
-        axis.axhline(0, color="black", lw=0.6, alpha=0.5)
-        axis.set_xlabel("iteration")
-        axis.set_ylabel("norm" if "norm" in f"{group}{next(iter(lines))}" else "patches")
-        axis.set_title(group and f"{group}, by block", fontsize=10)
-        axis.grid(alpha=0.25)
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.legend(frameon=False, fontsize=7, ncols=2 if len(lines) > 6 else 1)
-    return figure
-
-
-def _stacks(adversary: Adversary) -> dict[str, Tensor]:
-    assert isinstance(adversary, RelativeAdversary)
-    return {stage: getattr(adversary, stage).detach().cpu().float() for stage in ("encoder", "decoder")}
-
-
-def _draw_shift(axis: Axes, grid: tuple[int, int], x: float, y: float, reach: float, name: str = "") -> None:
-    """A grid and the same moved by (x, y) patches; `reach` is the figure's largest shift, so that panels compare."""
-    h, w = grid
-    columns, rows = (values.ravel() for values in np.meshgrid(np.arange(w), np.arange(h)))
-    for colour, dx, dy, width in ((PATCH, 0.0, 0.0, 2.0), (MOVED, x, y, 0.9)):
-        axis.vlines(np.arange(w) + dx, dy, h - 1 + dy, color=colour, lw=width, alpha=0.75)
-        axis.hlines(np.arange(h) + dy, dx, w - 1 + dx, color=colour, lw=width, alpha=0.75)
-    axis.scatter(columns, rows, s=9, color="#64748b", zorder=3)
-    if max(abs(x), abs(y)) > 1e-3:
-        axis.quiver(columns, rows, x, y, angles="xy", scale_units="xy", scale=1, color=MOVED, width=0.006, zorder=4)
-    margin = 0.6 + max(reach, 0.4)
-    axis.set(xlim=(-margin, w - 1 + margin), ylim=(h - 1 + margin, -margin), aspect="equal")
-    axis.set_title(f"{name}\n" * bool(name) + f"{x:+.3f} columns, {y:+.3f} rows", fontsize=8 if name else 10)
-    axis.tick_params(labelsize=7)
-    axis.set_xticks(range(0, w, max(1, w // 4)))
-    axis.set_yticks(range(0, h, max(1, h // 4)))
-
-
-# Attention ------------------------------------------------------------------------------------------------------------
-
-
-class _RecordAttention(TorchFunctionMode):
-    """Keeps attention's weights: the softmax where it is written out, from its arguments where it is fused."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weights: list[Tensor] = []
-
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if function is F.scaled_dot_product_attention:
-            q, k = args[:2]
-            scale = kwargs.get("scale")
-            logits = q @ k.transpose(-1, -2) * (q.shape[-1] ** -0.5 if scale is None else scale)
-            if kwargs.get("attn_mask") is not None:
-                logits = logits + kwargs["attn_mask"]
-            self.weights.append(logits.softmax(-1).cpu())
-        out = function(*args, **kwargs)
-        if function in (torch.softmax, Tensor.softmax, F.softmax):
-            self.weights.append(out.cpu())
-        return out
-
-
-@torch.no_grad()
-def attention_weights(encoder: VisionTransformer, images: Tensor) -> list[Tensor]:
-    """Attention of every block, ``(B, H, N, N)`` (image, head, query, key; class token first), on the CPU."""
-    with _RecordAttention() as recorder:
-        encoder.forward_features(images)
-    if len(recorder.weights) != len(encoder.blocks):
-        raise RuntimeError(f"{len(recorder.weights)} attention maps came from {len(encoder.blocks)} blocks.")
-    return recorder.weights
-
-
-def draw_attention(images: Tensor, maps: Mapping[str, Tensor], query: tuple[int, int] | None = None) -> Figure:
-    """Attention of one query to the patches, over the images.
-
-    Args:
-        images: ``(B, 3, H, W)``, pixels in 0..1.
-        maps: name of a column to weights ``(B, h, w)``; each map has its own scale, from 0 to its largest.
-        query: ``(row, column)`` of the patch that asks, to be marked; None for the class token.
-    """
-    height, width = images.shape[-2:]
-    who = "class token" if query is None else f"patch at row {query[0]}, column {query[1]}"
-    figure, axes = _figure(len(images), 1 + len(maps), 1.8, 1.8 * height / width, f"Attention of the {who}")
-    for row, image in enumerate(images.permute(0, 2, 3, 1).numpy()):
-        _show(axes[row][0], image)
-        for column, (name, weights) in enumerate(maps.items(), start=1):
-            axis = axes[row][column]
-            h, w = weights.shape[-2:]
-            _show(axis, np.repeat(image.mean(-1, keepdims=True), 3, axis=-1))
-            extent = (-0.5, width - 0.5, height - 0.5, -0.5)
-            axis.imshow(
-                weights[row].numpy(), cmap="inferno", alpha=0.75, extent=extent, vmin=0, interpolation="bilinear"
-            )
-            if row == 0:
-                axis.set_title(name, fontsize=9)
-            if query is not None:
-                place = (query[1] + 0.5) * width / w - 0.5, (query[0] + 0.5) * height / h - 0.5
-                axis.plot(*place, "s", mfc="none", mec="cyan", ms=6)
-    axes[0][0].set_title("image", fontsize=9)
-    return figure
-
-
-# Figures --------------------------------------------------------------------------------------------------------------
-
-
-def save_png(figure: Figure, path: str | Path) -> Path:
-    """Write a figure as PNG, atomically."""
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, format="png")
-    return Path(path)
-
-
-def to_array(figure: Figure) -> np.ndarray:
-    """A figure as ``(H, W, 3)`` uint8, for a visualizer."""
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
-
-
-def _figure(rows: int, columns: int, width: float, height: float, title: str) -> tuple[Figure, list[list[Axes]]]:
-    """A figure of panels of `width` x `height` inches."""
-    figure = Figure(figsize=(width * columns, height * rows + 0.7), dpi=DPI, layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.suptitle(title, fontsize=11, fontweight="bold")
-    return figure, [list(line) for line in figure.subplots(rows, columns, squeeze=False)]
-
-
-def _show(axis: Axes, image: np.ndarray) -> None:
-    axis.imshow(image, interpolation="nearest" if max(image.shape[:2]) < 256 else "antialiased")
-    axis.set_axis_off()
-
-
-def _heat(
-    figure: Figure, axis: Axes, values: Tensor, x: str, y: str, aspect: Literal["equal", "auto"] = "equal"
-) -> None:
-    limit = max(values.abs().max().item(), 1e-12)
-    shown = axis.imshow(values.numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit, aspect=aspect, interpolation="nearest")
-    axis.set_xlabel(x)
-    axis.set_ylabel(y)
-    figure.colorbar(shown, ax=axis, shrink=0.8)
+def draw_reconstructions(
+    model: Autoencoder, images: Tensor, noise: Tensor, mean: Sequence[float], std: Sequence[float]
+) -> Figure:
+    """The columns of :func:`reconstruct`, a row per image."""
+    return draw_images(reconstruct(model, images, noise, mean, std), describe_reconstruction(model))

@@ -28,8 +28,7 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from adpe.methods.factory import create_model
-from adpe.methods.mae import MaskedAutoencoder
-from adpe.methods.parameter_groups import parameter_groups
+from adpe.methods.mae import MAE
 from adpe.parity.adpe import relative_error
 from benchmarks.speed.machine import header, matmul_ceiling, peak_memory, pick_clock
 from benchmarks.speed.reference_model import PlainAutoencoder
@@ -68,9 +67,11 @@ class Step:
         fused: one fused AdamW kernel instead of a loop over the parameters.
     """
 
-    def __init__(self, model: nn.Module, images: Tensor, noise: Tensor, dtype: torch.dtype, fused: bool) -> None:
+    def __init__(
+        self, model: MAE | PlainAutoencoder, images: Tensor, noise: Tensor, dtype: torch.dtype, fused: bool
+    ) -> None:
         self.model, self.images, self.noise, self.dtype = model, images, noise, dtype
-        groups = parameter_groups(model, 1.5e-4, 1.5e-4, 0.05)  # type: ignore[arg-type]
+        groups = model.parameter_groups(1.5e-4, 0.05, adversary_lr=1.5e-4)
         self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=fused, foreach=False)
 
     def __call__(self) -> None:
@@ -141,7 +142,7 @@ def compare(name: str, arguments: argparse.Namespace, ceiling: float) -> tuple[d
     crops = arguments.images * arguments.crops
     images = torch.randn(crops, 3, arguments.size, arguments.size, device=device)
 
-    def model(variant: str) -> MaskedAutoencoder:
+    def model(variant: str) -> MAE:
         return build(arguments.model, VARIANTS[variant], arguments.size).to(device)
 
     ours = model(name)
@@ -217,7 +218,7 @@ def columns(compile: bool, dtype: torch.dtype) -> list[str]:
     ]  # fmt: skip
 
 
-def build(model: str, variant: Variant, size: int) -> MaskedAutoencoder:
+def build(model: str, variant: Variant, size: int) -> MAE:
     """A model in which whatever starts at zero does not, so that every term of the equations acts."""
     torch.manual_seed(0)
     built = create_model(model, position=variant.position, adversary=variant.adversary, img_size=size)
@@ -306,7 +307,7 @@ def met(condition: bool) -> str:
     return "[green]met[/]" if condition else "[yellow]missed[/]"
 
 
-def matmul_flops(model: MaskedAutoencoder, crops: int, patches: int) -> float:
+def matmul_flops(model: MAE, crops: int, patches: int) -> float:
     """Floating-point operations of the matrix products that MAE+ needs in a step; relative terms are left out.
 
     The backward pass has two products for each of the forward pass, but none for the gradient of the images.

@@ -3,7 +3,7 @@
 Ordinary eager PyTorch, as the equations read: the softmax of the attention is written out, every pair of tokens looks
 up its own vector of the relative table (``N x N x d``), clean and perturbed vectors are both looked up and the mask
 chooses between them, every patch is embedded, predicted and compared, and the mask selects afterwards. Parameter names
-are those of :class:`adpe.MaskedAutoencoder`: one state dict serves both.
+are those of :class:`adpe.MAE`: one state dict serves both.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adpe.methods.mae import MaskedAutoencoder
+from adpe.methods.base import decay_groups
+from adpe.methods.mae import MAE
 
 ALPHA, BETA, GAMMA = 1.9, 3.8, 15.2
 
@@ -75,20 +76,21 @@ class PlainBlock(nn.Module):
 
 
 class PlainAutoencoder(nn.Module):
-    """MAE+ or AdPE with the sizes, options and weights of a :class:`adpe.MaskedAutoencoder` (MAE+ side only).
+    """MAE+ or AdPE with the sizes, options and weights of a :class:`adpe.MAE` (MAE+ side only).
 
     Raises:
         ValueError: for MAE, whose mask tokens stand before the decoder.
     """
 
-    def __init__(self, model: MaskedAutoencoder) -> None:
+    def __init__(self, model: MAE) -> None:
         super().__init__()
         if model.mask_tokens != "encoder":
             raise ValueError("The plain implementation covers MAE+ and AdPE, which put mask tokens before the encoder.")
         # Same parameters under the same names; every module that computes is replaced by a plain one.
         plain: Any = copy.deepcopy(model)
         self.encoder, self.decoder = plain.encoder, plain.decoder
-        self.mask_token, self.adversary = plain.mask_token, plain.adversary
+        self.mask_token: Any = plain.mask_token
+        self.adversary: Any = getattr(plain, "adversary", None)
         for stage in (self.encoder, self.decoder):
             stage.blocks = nn.ModuleList(
                 PlainBlock(
@@ -100,11 +102,19 @@ class PlainAutoencoder(nn.Module):
                 for block in stage.blocks
             )
         self.interpolate = model.encoder.position == "relative_interpolated"
-        self.variant = getattr(model.adversary, "variant", None)
+        self.variant = getattr(self.adversary, "variant", None)
         self.mask_ratio, self.norm_pix_loss = model.mask_ratio, model.norm_pix_loss
         self.patch_size = model.encoder.patch_size
         self.to(model.encoder.cls_token)
         self.load_state_dict(model.state_dict())
+
+    def parameter_groups(self, lr: float, weight_decay: float, adversary_lr: float) -> list[dict[str, Any]]:
+        """Those of :meth:`AdPE.parameter_groups`."""
+        ascending = (
+            {} if self.adversary is None else {f"adversary.{n}": p for n, p in self.adversary.named_parameters()}
+        )
+        ascent = {"params": list(ascending.values()), "lr": adversary_lr, "weight_decay": 0.0, "maximize": True}
+        return decay_groups(self, lr, weight_decay, without=ascending) + ([ascent] if ascending else [])
 
     def forward(self, images: Tensor, noise: Tensor) -> Tensor:
         """Scalar loss of ``(B, 3, H, W)`` images, whose patches of smallest noise ``(B, L)`` stay visible."""

@@ -79,15 +79,17 @@ test_pipeline = [
     dict(type="LoadAnnotations", reduce_zero_label=True),
     dict(type="PackSegInputs"),
 ]
-# tools/test.py --tta: six scales of the test's own size, each as it is and mirrored, the window sliding in every one.
-# mmseg's ADE20K takes these ratios of the image's size instead, the recipes that it re-implements do not.
+# tools/test.py --tta: six short sides, each image as it is and mirrored, the window sliding in every one. As in the
+# multi-scale tests of BEiT and MAE (SETR_Resize in microsoft/unilm beit/semantic_segmentation, min_size in mmseg 0.x),
+# no side is shorter than the window: 512, 512, 512, 640, 768, 896, however long the other side is. mmseg 1.x takes the
+# ratios of the image's own size.
 tta_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(
         type="TestTimeAug",
         transforms=[
             [
-                dict(type="Resize", scale=(int(2048 * ratio), int(512 * ratio)), keep_ratio=True)
+                dict(type="ResizeShortestEdge", scale=max(min(crop_size), int(512 * ratio)), max_size=10**6)
                 for ratio in (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
             ],
             [dict(type="RandomFlip", prob=prob, direction="horizontal") for prob in (0.0, 1.0)],
@@ -142,6 +144,7 @@ val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")
 default_hooks = dict(logger=dict(log_metric_by_epoch=False), checkpoint=dict(by_epoch=False, interval=max_iters // 40))
 log_processor = dict(by_epoch=False)
+visualizer = dict(type="SegLocalVisualizer")
 # For an encoder of another method: --cfg-options record.method=MAE
 record = dict(
     method="AdPE" if pretrained else "random",

@@ -1,7 +1,8 @@
 """ViTDet's Cascade Mask R-CNN on COCO (detectron2 projects/ViTDet), ViT-B: the RoI heads, over coco_maskrcnn.py.
 
 As in detectron2, the boxes are refined in three stages by class-agnostic heads, all boxes of a stage go on to the next,
-and there is one mask head (mmdet's own cascade samples anew in each stage and has three).
+the appended ground truth with them, scores at test are the mean of the stages' probabilities, and there is one mask
+head (mmdet's own cascade samples anew in each stage, drops the ground truth, averages logits and has three).
 """
 
 _base_ = "./coco_maskrcnn.py"
@@ -25,7 +26,7 @@ model = dict(
         ),
         bbox_head=[
             dict(
-                type="Shared4Conv1FCBBoxHead",
+                type="AdPEBoxHead",
                 in_channels=256,
                 conv_out_channels=256,
                 fc_out_channels=1024,
@@ -46,7 +47,7 @@ model = dict(
             featmap_strides=featmap_strides,
         ),
         mask_head=dict(
-            type="FCNMaskHead",
+            type="AdPEMaskHead",
             num_convs=4,
             in_channels=256,
             conv_out_channels=256,

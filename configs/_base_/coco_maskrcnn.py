@@ -5,14 +5,18 @@ every block, no class token, and the absolute table of pretraining resized to 64
 antialiased, where detectron2's is not). Relative positions of the method's own add up with these, at offsets within
 the windows. The rest is detectron2's too: large-scale jitter of 0.1-2 with flip first and Pillow's bilinear filter,
 padding with the mean to a square, pyramid and heads with channel LayerNorm of eps 1e-6, 2 convolutions in the RPN,
-4conv1fc box head, no low-quality matches in the box head.
+an anchor for every object however small (min_pos_iou 0), 4conv1fc box head, no low-quality matches in the box head,
+mask targets drawn from polygons, and the initialisation of all heads.
+Differs from detectron2: an image whose annotations hold the RLE mask of a single object, which detectron2 refuses, has
+bitmaps; mask targets of proposals under a pixel in width or height are drawn as if they had one (mmdet).
 """
 
 _base_ = "./runtime.py"
 
 default_scope = "mmdet"
 custom_imports = dict(
-    imports=["adpe.engine", "adpe.transfer.detection_heads", "adpe.data.detection"], allow_failed_imports=False
+    imports=["adpe.engine", "adpe.transfer.detection_heads", "adpe.transfer.instance_masks", "adpe.data.detection"],
+    allow_failed_imports=False,
 )
 data_root = "data/coco"
 pretrained = None
@@ -74,7 +78,7 @@ model = dict(
             featmap_strides=[4, 8, 16, 32],
         ),
         bbox_head=dict(
-            type="Shared4Conv1FCBBoxHead",
+            type="AdPEBoxHead",
             in_channels=256,
             conv_out_channels=256,
             fc_out_channels=1024,
@@ -93,7 +97,7 @@ model = dict(
             featmap_strides=[4, 8, 16, 32],
         ),
         mask_head=dict(
-            type="FCNMaskHead",
+            type="AdPEMaskHead",
             num_convs=4,
             in_channels=256,
             conv_out_channels=256,
@@ -105,7 +109,7 @@ model = dict(
     train_cfg=dict(
         rpn=dict(
             assigner=dict(
-                type="MaxIoUAssigner", pos_iou_thr=0.7, neg_iou_thr=0.3, min_pos_iou=0.3, match_low_quality=True
+                type="AdPEAnchorAssigner", pos_iou_thr=0.7, neg_iou_thr=0.3, min_pos_iou=0.0, match_low_quality=True
             ),
             sampler=dict(type="RandomSampler", num=256, pos_fraction=0.5, add_gt_as_proposals=False),
             allowed_border=-1,
@@ -130,7 +134,7 @@ model = dict(
 )
 train_pipeline = [
     dict(type="LoadImageFromFile"),
-    dict(type="LoadAnnotations", with_bbox=True, with_mask=True),
+    dict(type="AdPELoadInstances"),
     dict(type="RandomFlip", prob=0.5),
     dict(type="RandomResize", scale=image_size, ratio_range=(0.1, 2.0), keep_ratio=True, backend="pillow"),
     dict(type="RandomCrop", crop_size=image_size, recompute_bbox=True, allow_negative_crop=True),
@@ -187,6 +191,7 @@ val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")
 default_hooks = dict(logger=dict(log_metric_by_epoch=False), checkpoint=dict(by_epoch=False, interval=5000))
 log_processor = dict(by_epoch=False)
+visualizer = dict(type="DetLocalVisualizer")
 # For an encoder of another method: --cfg-options record.method=MAE
 record = dict(
     method="AdPE" if pretrained else "random",

@@ -7,6 +7,8 @@ warmup_epochs = 5
 effective_batch = 1024
 blr = 5e-4
 lr = blr * effective_batch / 256
+# Images that share a draw of mixup and cutmix: those of one GPU in MAE's commands.
+mixup_batch = 32
 model = dict(
     type="AdPEClassifier",
     global_pool="avg",
@@ -14,6 +16,7 @@ model = dict(
     head_init_std=2e-5,
     label_smoothing=0.1,
     mixup=dict(mixup_alpha=0.8, cutmix_alpha=1.0, prob=1.0, switch_prob=0.5, mode="batch"),
+    mixup_batch=mixup_batch,
 )
 # batch_size: the most images a GPU holds at once.
 train_dataloader = dict(

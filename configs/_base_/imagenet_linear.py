@@ -8,7 +8,8 @@ effective_batch = 16384
 blr = 0.1
 lr = blr * effective_batch / 256
 model = dict(type="AdPEClassifier", frozen=True, global_pool="token", head_init_std=0.01)
-# batch_size: the most images a GPU holds at once.
+# batch_size: the most images a GPU holds at once. The head's BatchNorm sees these: 512, as on each of MAE's 32 GPUs;
+# fewer from 64 GPUs on.
 train_dataloader = dict(
     batch_size=512,
     dataset=dict(

@@ -39,7 +39,7 @@ train_dataloader = dict(
 )
 optim_wrapper = dict(
     type="AdPEAutocastOptimWrapper",
-    constructor="AdversarialOptimWrapperConstructor",
+    constructor="AdPEPretrainingConstructor",
     optimizer=dict(type="AdamW", lr=lr, betas=(0.9, 0.95), weight_decay=0.05, fused=True),
     paramwise_cfg=dict(adversary_lr=adversary_lr),
 )

@@ -2,9 +2,9 @@
 
 Kept of the published recipe: masking, targets, optimiser, 4 crops an image, and crops of fewer patches than the image
 has (24 pixels, 6 x 6 patches, of 8 x 8; published 7 x 7 of 14 x 14). Changed: crops take at least 0.2 of the image's
-area instead of 0.08 (less is 9 pixels wide, blown up), a decoder of 4 blocks, learning rate, batch and length; float32,
-since bfloat16 is slow on most CPUs (--amp on a GPU). The images are read from the archive, which is unpacked into the
-cache folder once.
+area instead of 0.08 (less is 9 pixels wide, blown up), a decoder of 4 blocks, learning rate, batch and length;
+bfloat16 or float32, whichever is measured to be faster at start. The images are read from the archive, which is
+unpacked into the cache folder once.
 """
 
 _base_ = "./pretrain.py"
@@ -15,6 +15,7 @@ warmup_epochs = 5
 effective_batch = 512
 lr = 1e-3
 adversary_lr = 1e-3
+precision = "auto"
 model = dict(model="adpe_vit_tiny_patch4", img_size=32, decoder_embed_dim=192, decoder_depth=4, decoder_num_heads=3)
 train_dataloader = dict(
     num_workers=2,

@@ -18,6 +18,7 @@ default_hooks = dict(
     learning_rate_guard=dict(type="AdPELearningRateGuard"),
     gradient_guard=dict(type="AdPEGradientGuard"),
     adversary_guard=dict(type="AdPEAdversaryGuard"),
+    collapse_guard=dict(type="AdPECollapseGuard"),
     evaluation_guard=dict(type="AdPEEvaluationGuard"),
     label_guard=dict(type="AdPELabelGuard"),
     param_scheduler=dict(type="ParamSchedulerHook"),
@@ -29,5 +30,7 @@ vis_backends = [dict(type="LocalVisBackend"), dict(type="TensorboardVisBackend")
 visualizer = dict(type="Visualizer", vis_backends=vis_backends)
 log_processor = dict(by_epoch=True, window_size=50)
 log_level = "INFO"
+# float32, bfloat16, float16 or auto (at start it is measured whether bfloat16 is faster); None: as optim_wrapper says.
+precision = None
 load_from = None
 resume = False

@@ -158,7 +158,7 @@ def test_a_checkpoint_builds_its_model(tmp_path) -> None:
     source = autoencoder(adversary="coordinate")
     path = training_checkpoint(tmp_path / "epoch_1.pth", source, config | options | decoder)
     model = build_model(path)
-    assert isinstance(model, adpe.MaskedAutoencoder)
+    assert isinstance(model, adpe.MAE)
     adpe.load_checkpoint(model, path, verbose=False)
     assert same(model.state_dict(), source.state_dict())
     assert build_model(path, mask_ratio=0.5).mask_ratio == 0.5

@@ -19,7 +19,7 @@ from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 
 # Keys of the launcher and its hooks beside mmengine's Runner.
-LAUNCHER = {"custom_imports", "effective_batch", "record", "record_file", "tta_model", "tta_pipeline"}
+LAUNCHER = {"custom_imports", "effective_batch", "record", "record_file", "precision", "tta_model", "tta_pipeline"}
 
 # Nothing is trained.
 KNN = ("configs/cifar10_knn.py", "configs/imagenet_knn_vitb.py")

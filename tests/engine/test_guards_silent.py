@@ -22,7 +22,10 @@ from adpe.engine.hooks.silent_failures import _labels
 from adpe.engine.launch import test_main as evaluate
 from adpe.engine.launch import train_main
 
-GUARDS = ["finite_loss", "learning_rate_guard", "gradient_guard", "adversary_guard", "evaluation_guard", "label_guard"]
+GUARDS = [
+    "finite_loss", "learning_rate_guard", "gradient_guard", "adversary_guard", "collapse_guard", "evaluation_guard",
+    "label_guard",
+]  # fmt: skip
 
 
 @MODELS.register_module()
@@ -216,7 +219,7 @@ def test_a_descending_adversary_is_stopped(tmp_path, capsys):
     status, error, _ = train(tmp_path, capsys, extra, by_epoch=True)
     assert status == 2
     assert "the adversary would not ascend: model.adversary.shift in no group with maximize=True, or frozen." in error
-    assert "AdversarialOptimWrapperConstructor" in error and "default_hooks.adversary_guard=None" in error
+    assert "AdPEPretrainingConstructor" in error and "default_hooks.adversary_guard=None" in error
 
 
 # Evaluation -----------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,8 +29,8 @@ from adpe.errors import UserError
 from adpe.evaluations.accuracy import AdPEAccuracy, rank_of_label
 from adpe.evaluations.classification import AdPEClassifier, AdPEKNNClassifier
 from adpe.evaluations.frozen_features import FeatureDataset, adpe_collate
-from adpe.leaderboard.paired_images import metrics_of, read_per_image
 from adpe.leaderboard.records import read_records
+from adpe.leaderboard.uncertainty.paired_images import metrics_of, read_per_image
 from adpe.models.factory import create_encoder
 
 TINY = {"model": "adpe_vit_tiny_patch8", "img_size": 32, "embed_dim": 48, "depth": 2, "num_heads": 4}
@@ -81,6 +82,15 @@ def test_loss_is_that_of_the_targets() -> None:
     mixed, targets = Mixup(**mixup, label_smoothing=0.1, num_classes=3)(images.clone(), data["label"])
     assert not torch.equal(mixed, images)
     torch.testing.assert_close(loss, -(targets * model(mixed).log_softmax(1)).sum(1).mean())
+    # One draw for every two images, as if two processes held them.
+    model.mixup_batch = 2
+    np.random.seed(0)
+    loss = model(images.clone(), data, mode="loss")["loss"]
+    np.random.seed(0)
+    draw = Mixup(**mixup, label_smoothing=0.1, num_classes=3)
+    parts = [draw(images[i : i + 2].clone(), data["label"][i : i + 2]) for i in range(0, len(images), 2)]
+    each = [-(targets * model(mixed).log_softmax(1)).sum(1).mean() for mixed, targets in parts]
+    torch.testing.assert_close(loss, torch.stack(each).mean())
     # Predictions are of the images as they are.
     scores = torch.stack([one["scores"] for one in model(images, data, mode="predict")])
     torch.testing.assert_close(scores, model(images).softmax(1).detach())
@@ -145,7 +155,7 @@ def test_ranks_and_accuracy() -> None:
 
 
 def test_cached_features_are_batches() -> None:
-    data = FeatureDataset(torch.arange(10.0).view(5, 2), torch.arange(5), {})
+    data = FeatureDataset(torch.arange(10.0).view(5, 2), torch.arange(5), SimpleNamespace(metainfo={}))
     batch = adpe_collate(data.__getitems__([1, 3 + 5, 4 + 10]))  # indices of later passes
     assert batch["inputs"].tolist() == [[2.0, 3.0], [6.0, 7.0], [8.0, 9.0]]
     assert batch["data_samples"]["label"].tolist() == [1, 3, 4]
@@ -213,6 +223,12 @@ def test_mistakes_in_the_model() -> None:
     model = AdPEClassifier(**TINY, num_classes=3, mixup={"mixup_alpha": 1.0})
     with pytest.raises(UserError, match="holds 3 images at once"):
         model(torch.zeros(3, 3, 32, 32), samples(3), mode="loss")
+    model = AdPEClassifier(**TINY, num_classes=3, mixup={"mixup_alpha": 1.0}, mixup_batch=4)
+    with pytest.raises(UserError, match=r"model\.mixup_batch = 4 .* holds 6 at once"):
+        model(torch.zeros(6, 3, 32, 32), samples(6), mode="loss")
+    for mistake in ({"mixup_batch": 3, "mixup": {"mixup_alpha": 1.0}}, {"mixup_batch": 4}):
+        with pytest.raises(UserError, match="mixup_batch = "):
+            AdPEClassifier(**TINY, num_classes=3, **mistake)
 
 
 @pytest.fixture(scope="module")
@@ -249,7 +265,8 @@ def test_linear_probe_through_the_launcher(data: Path, tmp_path: Path) -> None:
     assert faults == []
     assert (record["task"], record["dataset"], record["start"]) == ("classification", "CIFAR-10", "pretrained")
     assert record["effective_batch"] == 16
-    protocol = record["fingerprint"]
+    protocol = record["protocol"]["facts"]
+    assert record["protocol"]["data"]["train"]["images"] == 48
     assert (protocol["head"], protocol["pooling"], protocol["epochs"], protocol["crop"]) == (
         "linear probe",
         "avg",
@@ -291,7 +308,7 @@ def test_finetuning_through_the_launcher(data: Path, tmp_path: Path, capsys: pyt
     log = capsys.readouterr()
     assert "coverage    100.0%" in log.out + log.err
     (record,), _ = read_records(tmp_path / "run" / "record.jsonl")
-    assert (record["fingerprint"]["head"], record["fingerprint"]["augmented"]) == ("fine-tuning", True)
+    assert (record["protocol"]["facts"]["head"], record["protocol"]["facts"]["augmented"]) == ("fine-tuning", True)
     assert 0 <= record["metrics"]["top1"] <= 100
     state = torch.load(tmp_path / "run" / "epoch_3.pth", weights_only=True)["state_dict"]
     assert "backbone.norm.weight" not in state
@@ -304,7 +321,7 @@ def test_knn_through_the_launcher(data: Path, tmp_path: Path) -> None:
     encoder = pretrained(tmp_path)
     assert run("knn", data, tmp_path / "run", f"pretrained={encoder}", "model.k=3") == 0
     (record,), _ = read_records(tmp_path / "run" / "record.jsonl")
-    assert record["fingerprint"]["head"] == "k-NN" and record["fingerprint"]["neighbours"] == [3, 0.07]
+    assert record["protocol"]["facts"]["head"] == "k-NN" and record["protocol"]["facts"]["neighbours"] == [3, 0.07]
     assert record["metrics"] == {"top1": 100.0}
     assert record["checkpoint"] is None and record["pretrained_sha256"] is not None
 

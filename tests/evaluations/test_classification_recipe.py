@@ -147,6 +147,13 @@ def test_finetuning_augmentation_and_loss(name: str) -> None:
     mixup = model.mixup
     assert (mixup.mixup_alpha, mixup.cutmix_alpha, mixup.mix_prob, mixup.switch_prob) == (0.8, 1.0, 1.0, 0.5)
     assert (mixup.mode, mixup.label_smoothing, mixup.num_classes) == ("batch", 0.1, 1000)
+    # --batch_size of the commands in MAE's FINETUNE.md: the images of a GPU, for which mixup is drawn.
+    share = 16 if "vith" in name else 32
+    assert model.mixup_batch == share
+    for processes in (1, 8, 32):
+        cfg = config(name)
+        assert apply_effective_batch(cfg, processes).batch_size % share == 0
+    assert config(name, {"mixup_batch": 128}).model.mixup_batch == 128  # the AdPE repository's
     assert type(model.loss) is SoftTargetCrossEntropy
     assert (model.global_pool, model.frozen) == ("avg", False)
 
@@ -188,6 +195,8 @@ def test_linear_probe(name: str) -> None:
     assert (type(norm), norm.eps, norm.affine, norm.momentum) == (nn.BatchNorm1d, 1e-6, False, 0.1)
     assert type(model.loss) is LabelSmoothingCrossEntropy and model.loss.smoothing == 0.0
     assert [n for n, p in model.named_parameters() if p.requires_grad] == ["head.weight", "head.bias"]
+    # MAE's FINETUNE.md: --batch_size 512 a GPU, which its BatchNorm sees, for ViT-L too.
+    assert [apply_effective_batch(config(name), processes).batch_size for processes in (1, 8, 32)] == [512] * 3
     assert [hook.type for hook in cfg.custom_hooks] == ["SyncBuffersHook"]
     optimizer = build_optim_wrapper(model, cfg.optim_wrapper).optimizer
     assert type(optimizer).__name__ == "Lars"

@@ -26,8 +26,8 @@ def encoder(seed: int = 0, **options) -> adpe.VisionTransformer:
     return model
 
 
-def autoencoder(seed: int = 0, position: str = "absolute", **options) -> adpe.MaskedAutoencoder:
-    return adpe.MaskedAutoencoder(encoder(seed, position=position), **DECODER, **options)
+def autoencoder(seed: int = 0, position: str = "absolute", **options) -> adpe.MAE:
+    return adpe.masked_autoencoder(encoder(seed, position=position), **DECODER, **options)
 
 
 def randomized(model: Any) -> Any:

@@ -151,7 +151,7 @@ record = dict(method="tiny", task="pretrain", dataset="points")
 
 
 def environment() -> dict[str, str]:
-    paths = [str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
+    paths = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "helpers"), os.environ.get("PYTHONPATH", "")]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1",
             "PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": "", "PORT": "", "NNODES": ""}  # fmt: skip
 

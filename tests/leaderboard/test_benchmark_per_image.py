@@ -16,7 +16,7 @@ import torch
 
 from adpe.errors import UserError
 from adpe.evaluations.per_image import PerImageStatistics
-from adpe.leaderboard.paired_images import compare_images, metrics_of, read_per_image
+from adpe.leaderboard.uncertainty.paired_images import compare_images, metrics_of, read_per_image
 
 pytest.importorskip("mmseg")
 pytest.importorskip("mmdet")

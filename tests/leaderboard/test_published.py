@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from adpe.errors import UserError
-from adpe.leaderboard.published import read_published
+from adpe.leaderboard.published import read_published, read_yaml
 from adpe.leaderboard.tasks import METRICS
+from adpe.suites.suite_file import read_suite
 
 YAML = """
 - id: mae
@@ -94,9 +96,64 @@ def test_the_committed_rows_are_sound() -> None:
 def test_what_the_abstract_implies_is_called_so() -> None:
     adpe = {e["id"]: e for e in read_published() if e["method"].startswith("AdPE")}
     ade20k, coco = adpe["adpe-vitb-ade20k"], adpe["adpe-vitb-coco"]
-    assert (ade20k["kind"], ade20k["metrics"]) == ("implied", {"mIoU": 50.7})
+    assert (ade20k["kind"], ade20k["metrics"]) == ("implied", {"mIoU": 50.7, "mIoU_ms": 50.7})
     assert (coco["kind"], coco["metrics"]) == ("implied", {"bbox_mAP": 53.5, "segm_mAP": 46.5})
     assert {e["kind"] for name, e in adpe.items() if "imagenet" in name} == {"published"}
     # The baseline under AdPE's sums is Mask R-CNN with an FPN; ViTDet's two detectors are rows of their own.
     heads = {e["id"]: e["protocol"]["head"] for e in read_published() if e.get("id", "").startswith("mae-vitb-coco")}
     assert len(set(heads.values())) == 3
+
+
+def rows(**values: Any) -> list[dict[str, Any]]:
+    return [e for e in read_published() if all(e.get(name) == value for name, value in values.items())]
+
+
+def test_rows_say_what_their_sources_say() -> None:
+    """Epochs, batches and values as read at the sources (READMEs of the named repositories)."""
+    mae = [e for e in rows(method="MAE", task="classification") if "FINETUNE" in e["source"]]
+    assert len(mae) == 6 and {e["pretraining"]["epochs"] for e in mae} == {1600}  # its notes: 1600 epochs
+    epochs = {
+        ("SimMIM", "ViT-B/16", "classification"): {800},
+        ("CAE", "ViT-B/16", "classification"): {1600},
+        ("CAE", "ViT-L/16", "classification"): {1600},
+        ("ConvMAE", "ConvMAE-B (hybrid)", "detection"): {1600},
+        ("HPM", "ViT-B/16", "classification"): {800},
+    }
+    for (method, backbone, task), expected in epochs.items():
+        found = rows(method=method, backbone=backbone, task=task)
+        assert {e["pretraining"]["epochs"] for e in found} == expected, method
+    (beit,) = rows(method="BEiT (mmsegmentation)", backbone="ViT-L/16")
+    assert (beit["protocol"]["batch"], beit["protocol"]["schedule"]) == (8, "320k iterations")
+    large = rows(method="MAE (mmpretrain)", backbone="ViT-L/16")
+    assert {(e["protocol"]["head"], e["pretraining"]["epochs"], e["metrics"]["top1"]) for e in large} == {
+        ("fine-tuning", 400, 85.2), ("fine-tuning", 800, 85.4), ("fine-tuning", 1600, 85.7),
+        ("linear probe", 400, 70.7), ("linear probe", 800, 73.7), ("linear probe", 1600, 75.5),
+    }  # fmt: skip
+    huge = rows(method="MAE (mmpretrain)", backbone="ViT-H/14")
+    assert {(e["protocol"]["crop"], e["protocol"]["batch"], e["metrics"]["top1"]) for e in huge} == {
+        (224, 1024, 86.9), (448, 256, 87.3),
+    }  # fmt: skip
+    v2 = rows(method="BEiT v2", task="classification")
+    assert {(e["backbone"], e["protocol"]["crop"], e["metrics"]["top1"]) for e in v2} == {
+        ("ViT-B/16", 224, 85.5), ("ViT-L/16", 224, 87.3),
+    }  # fmt: skip
+    mln = {e["protocol"]["schedule"]: e["metrics"] for e in rows(method="ViT with MLN")}
+    assert mln == {
+        "80k iterations": {"mIoU": 47.71, "mIoU_ms": 49.51}, "160k iterations": {"mIoU": 46.75, "mIoU_ms": 48.46},
+    }  # fmt: skip
+
+
+def test_tolerances_have_a_source_or_say_that_they_are_chosen() -> None:
+    for name in ("adpe_ade20k", "adpe_coco", "adpe_imagenet", "adpe_imagenet_vitl"):
+        for claim in read_suite(name).claims:
+            measured = "standard deviation" in claim.tolerance_source
+            assert measured != claim.tolerance_source.startswith("chosen"), (name, claim.tolerance_source)
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "twice.yaml"
+    path.write_text("- a: 1\n  b: &b {c: 1}\n- <<: *b\n  d: 2\n  d: 3\n")
+    with pytest.raises(UserError, match=r"twice\.yaml, line 5.*'d' stands twice"):
+        read_yaml(path)
+    path.write_text("- &b {c: 1}\n- {<<: *b, c: 2}\n")
+    assert read_yaml(path) == [{"c": 1}, {"c": 2}]

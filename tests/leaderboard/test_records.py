@@ -12,6 +12,7 @@ import tiny_training
 from adpe.engine.config import read_config
 from adpe.engine.hooks.recording import config_sha256
 from adpe.engine.launch import train_main
+from adpe.leaderboard.protocol import fingerprint
 from adpe.leaderboard.records import append_record, read_records, record_fault
 
 
@@ -40,7 +41,7 @@ def test_torn_and_invalid_lines_are_named_and_skipped(tmp_path):
     assert faults == [
         f"{path}:2: schema is 2 instead of 1; skipped",
         f"{path}:3: not a JSON object; skipped",
-        f"{path}:4: task is 'naps' instead of one of pretrain, segmentation, detection, classification; skipped",
+        f"{path}:4: task is 'naps' instead of one of segmentation, detection, classification, pretrain; skipped",
         f"{path}:5: metric mIoU is 'high' instead of a number; skipped",
         f"{path}:6: seed is '0', which is not of the expected type; skipped",
         f"{path}:7: not a JSON line; skipped",
@@ -89,7 +90,8 @@ def test_record_of_a_run(tmp_path):
         "run": "run-4",
     }  # fmt: skip
     assert one["config"] == str(path) and one["precision"] == "float32" and one["effective_batch"] == 8
-    assert one["fingerprint"]["iterations"] == 6
+    assert one["iterations"] == 6 and one["protocol"]["facts"]["batch"] == 8
+    assert one["fingerprint"] == one["task_fingerprint"] == fingerprint(one["protocol"]) and one["own"] is None
     checkpoint = tmp_path / "run" / "iter_12.pth"
     assert one["checkpoint"] == str(checkpoint)
     assert one["checkpoint_sha256"] == hashlib.sha256(checkpoint.read_bytes()).hexdigest()

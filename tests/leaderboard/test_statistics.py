@@ -9,16 +9,18 @@ import pytest
 from scipy import stats
 
 from adpe.errors import UserError
-from adpe.leaderboard.statistics import (
+from adpe.leaderboard.uncertainty.images import image_difference, mean_iou
+from adpe.leaderboard.uncertainty.seeds import (
     BOOTSTRAP,
+    NO_SPREAD,
+    ONE_SEED,
     PAIRED_T,
     WELCH_T,
     Difference,
     describe_difference,
-    image_difference,
-    mean_iou,
     seed_difference,
     summarise,
+    t_quantile,
 )
 
 
@@ -65,16 +67,34 @@ def test_other_seeds_are_not_paired() -> None:
     assert (difference.low, difference.high) == pytest.approx((expected.low, expected.high))
 
 
-def test_no_spread_at_all_gives_an_interval_of_no_width() -> None:
-    paired = seed_difference({0: 2.0, 1: 3.0}, {0: 1.0, 1: 2.0})
-    assert (paired.mean, paired.low, paired.high) == (1.0, 1.0, 1.0)
-    welch = seed_difference({0: 2.0, 1: 2.0}, {2: 1.0, 3: 1.0})
-    assert (welch.mean, welch.low, welch.high) == (1.0, 1.0, 1.0)
+def test_no_spread_at_all_gives_no_interval() -> None:
+    # 0.1 + 0.2 - 0.3 is not 0 in float64: differences that are equal but for rounding have no spread either.
+    for a, b in (
+        ({0: 2.0, 1: 3.0}, {0: 1.0, 1: 2.0}),
+        ({0: 1.1, 1: 1.3}, {0: 0.1, 1: 0.3}),
+        ({0: 2.0, 1: 2.0}, {2: 1.0, 3: 1.0}),
+    ):
+        difference = seed_difference(a, b)
+        assert (difference.low, difference.high, difference.method) == (None, None, None)
+        assert difference.mean == pytest.approx(1.0) and difference.reason == NO_SPREAD and not difference.is_clear
+    equal = summarise([23.1, 23.1, 23.1])
+    assert (equal.mean, equal.std, equal.low, equal.high) == (pytest.approx(23.1), 0.0, None, None)
+    # Spread on one side alone is a spread.
+    assert seed_difference({0: 2.0, 1: 2.0}, {2: 1.0, 3: 1.5}).method == WELCH_T
+
+
+def test_quantiles_of_students_t_are_scipys() -> None:
+    for freedom in (1, 1.3, 2, 2.7, 4, 9.99, 30, 1000):
+        for confidence in (0.5, 0.9, 0.95, 0.99, 0.999):
+            assert t_quantile(freedom, confidence) == pytest.approx(
+                stats.t.ppf((1 + confidence) / 2, freedom), rel=1e-9
+            )
 
 
 def test_one_seed_gives_no_interval() -> None:
     difference = seed_difference({0: 5.0}, {0: 3.0, 1: 4.0})
     assert (difference.mean, difference.low, difference.high, difference.method) == (1.5, None, None, None)
+    assert difference.reason == ONE_SEED
     assert not difference.is_clear
 
 
@@ -106,7 +126,7 @@ def test_bootstrap_recomputes_the_statistic_on_each_draw() -> None:
     assert difference.mean == pytest.approx(100 * 31 / 110)
     assert (difference.low, difference.high) == pytest.approx((10.0, 30.0))
     same = image_difference(better, better, mean_iou, resamples=50)
-    assert (same.mean, same.low, same.high) == (0.0, 0.0, 0.0)
+    assert (same.mean, same.low, same.high, same.reason) == (0.0, None, None, NO_SPREAD)
 
 
 def test_bootstrap_needs_the_same_images() -> None:

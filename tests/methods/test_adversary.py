@@ -12,13 +12,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 import adpe
 from adpe.methods.adversary import (
+    Adversary,
     CoordinateAdversary,
     MaskTokenAdversary,
     OffsetAdversary,
     RandomShift,
     build_adversary,
 )
-from adpe.methods.parameter_groups import parameter_groups
 
 KINDS = {
     "embedding": ("absolute", "embedding"),
@@ -29,7 +29,7 @@ KINDS = {
 }
 
 
-def autoencoder(kind: str | None, seed: int = 0, **options) -> adpe.MaskedAutoencoder:
+def autoencoder(kind: str | None, seed: int = 0, **options) -> adpe.MAE:
     """A small model whose every parameter but the adversary is drawn at random."""
     position, adversary = KINDS[kind] if kind else ("absolute", None)
     torch.manual_seed(seed)
@@ -52,7 +52,7 @@ def batch(count: int = 4, size: tuple[int, int] = (16, 16)) -> tuple[torch.Tenso
     return torch.randn(count, 3, *size, generator=generator), torch.rand(count, length, generator=generator)
 
 
-def adversary_of(model: adpe.MaskedAutoencoder) -> dict[str, torch.Tensor]:
+def adversary_of(model: adpe.MAE) -> dict[str, torch.Tensor]:
     return {name: p.detach() for name, p in model.named_parameters() if name.startswith("adversary.")}
 
 
@@ -82,7 +82,7 @@ def test_parameters(kind) -> None:
 def test_at_the_start_the_loss_is_that_of_mae_plus(kind) -> None:
     model = autoencoder(kind)
     loss = model(*batch())
-    model.adversary = None
+    model.adversary = Adversary()
     assert loss.item() == pytest.approx(model(*batch()).item(), rel=1e-6)
 
 
@@ -90,7 +90,7 @@ def test_at_the_start_the_loss_is_that_of_mae_plus(kind) -> None:
 def test_ascent_raises_the_loss_of_a_held_batch(kind) -> None:
     """The model is frozen; a few steps of the ascending group alone."""
     model = autoencoder(kind)
-    groups = parameter_groups(model, lr=0.0, adversary_lr=0.05, weight_decay=0.0)
+    groups = model.parameter_groups(0.0, 0.0, adversary_lr=0.05)
     optimizer = torch.optim.AdamW([group for group in groups if group["name"] == "adversary"], betas=(0.9, 0.95))
     frozen = {n: p.detach().clone() for n, p in model.named_parameters() if not n.startswith("adversary.")}
     losses = []
@@ -105,7 +105,7 @@ def test_ascent_raises_the_loss_of_a_held_batch(kind) -> None:
     assert all(torch.equal(frozen[name], p) for name, p in model.named_parameters() if name in frozen)
 
 
-def largest_gradients(model: adpe.MaskedAutoencoder) -> tuple[float, float]:
+def largest_gradients(model: adpe.MAE) -> tuple[float, float]:
     """Largest gradient of the adversary, and of everything."""
     model(*batch()).backward()
     sizes = {name: p.grad.abs().max().item() for name, p in model.named_parameters()}
@@ -177,7 +177,7 @@ def test_l2_projection_scales_each_row_of_a_stack() -> None:
 
 
 def test_l2_projection_of_one_tensor() -> None:
-    adversary = MaskTokenAdversary(16, "l2", 2.0)
+    adversary = MaskTokenAdversary(torch.nn.Parameter(torch.zeros(1, 1, 16)), "l2", 2.0)
     torch.nn.init.constant_(adversary.token, -1.0)
     adversary.project()
     torch.testing.assert_close(adversary.token.data, torch.full((1, 1, 16), -0.5))
@@ -211,9 +211,9 @@ def test_a_norm_needs_a_positive_epsilon(epsilon) -> None:
         CoordinateAdversary("l2", epsilon)
 
 
-def train(model: torch.nn.Module, inner: adpe.MaskedAutoencoder, rank: int, world: int) -> None:
+def train(model: torch.nn.Module, inner: adpe.MAE, rank: int, world: int) -> None:
     """Three steps of both players on this rank's share of eight images."""
-    groups = parameter_groups(inner, lr=1e-3, adversary_lr=1e-2, weight_decay=0.05)
+    groups = inner.parameter_groups(1e-3, 0.05, adversary_lr=1e-2)
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95))
     for step in range(3):
         generator = torch.Generator().manual_seed(step)
@@ -304,8 +304,8 @@ def test_the_random_control_needs_a_ball_and_interpolated_positions() -> None:
         build_adversary("relative", "random", (32, 2, 2), (16, 2, 2), norm="l2", epsilon=1.0)
     model = autoencoder_options(position="relative", adversary="random", adversary_norm="l2", adversary_epsilon=1.0)
     assert model.encoder.position == "relative_interpolated"
-    assert [group["name"] for group in parameter_groups(model, 1e-3, 1e-3, 0.05)] == ["decay", "no_decay"]
+    assert [group["name"] for group in model.parameter_groups(1e-3, 0.05, adversary_lr=1e-3)] == ["decay", "no_decay"]
 
 
-def autoencoder_options(**options) -> adpe.MaskedAutoencoder:
+def autoencoder_options(**options) -> adpe.MAE:
     return adpe.create_model("adpe_vit_tiny_patch4", img_size=16, embed_dim=32, depth=1, num_heads=2, **options)

@@ -5,7 +5,6 @@ import timm
 import torch
 
 import adpe
-from adpe.methods.parameter_groups import parameter_groups
 from adpe.models.factory import PUBLISHED, create_encoder
 
 
@@ -103,7 +102,7 @@ def test_parameter_groups_by_name() -> None:
         decoder_embed_dim=16, decoder_depth=1, decoder_num_heads=2,
     )  # fmt: skip
     names = {id(p): name for name, p in model.named_parameters()}
-    groups = parameter_groups(model, lr=1e-3, adversary_lr=3e-3, weight_decay=0.05)
+    groups = model.parameter_groups(1e-3, 0.05, adversary_lr=3e-3)
     found = {group["name"]: {names[id(p)] for p in group["params"]} for group in groups}
     layers = ["encoder.blocks.0", "decoder.blocks.0"]
     linear = ["attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"]
@@ -131,7 +130,7 @@ def test_parameter_groups_by_name() -> None:
 def test_frozen_parameters_are_in_no_group() -> None:
     model = adpe.create_model("adpe_vit_tiny_patch4", depth=1, img_size=16, decoder_depth=1)
     model.encoder.requires_grad_(False)
-    groups = parameter_groups(model, 1e-3, 1e-3, 0.05)
+    groups = model.parameter_groups(1e-3, 0.05, adversary_lr=1e-3)
     assert [group["name"] for group in groups] == ["decay", "no_decay"]
     held = {id(p) for group in groups for p in group["params"]}
     assert held == {id(p) for p in model.parameters() if p.requires_grad}

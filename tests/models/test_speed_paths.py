@@ -14,6 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import adpe
 from adpe.engine.pretraining import AdPEPretraining
+from adpe.methods.base import Progress
+from adpe.methods.pixels import patchify
 from adpe.models import fused_attention, layers, pos_embed
 from adpe.models.fused_attention import attend
 from adpe.models.pos_embed import cached_axis_weights, relative_logits, sincos_table, token_weights
@@ -31,15 +33,15 @@ VARIANTS = {
 CPU = torch.device("cpu")
 
 
-def autoencoder(variant: str, size: tuple[int, int] = (16, 16)) -> adpe.MaskedAutoencoder:
+def autoencoder(variant: str, size: tuple[int, int] = (16, 16)) -> adpe.MAE:
     encoder, options = VARIANTS[variant]
     return randomized(
-        adpe.MaskedAutoencoder(adpe.VisionTransformer(img_size=size, **TINY, **encoder), **options, **DECODER)
+        adpe.masked_autoencoder(adpe.VisionTransformer(img_size=size, **TINY, **encoder), **options, **DECODER)
     )
 
 
-def noise(model: adpe.MaskedAutoencoder, x: torch.Tensor) -> torch.Tensor:
-    shape = len(x), model.patchify(x).shape[1]
+def noise(model: adpe.MAE, x: torch.Tensor) -> torch.Tensor:
+    shape = len(x), patchify(x, 4).shape[1]
     return torch.rand(shape, generator=torch.Generator().manual_seed(2), dtype=x.dtype)
 
 
@@ -238,14 +240,13 @@ def test_onednn_mlp_agrees() -> None:
 @pytest.mark.parametrize("variant", speed.VARIANTS)
 def test_a_step_does_not_synchronise_with_the_gpu(variant) -> None:
     model = autoencoder(variant).cuda()
-    optimizer = torch.optim.AdamW(adpe.methods.parameter_groups.parameter_groups(model, 1e-3, 1e-3, 0.05), fused=True)
+    optimizer = torch.optim.AdamW(model.parameter_groups(1e-3, 0.05, adversary_lr=1e-3), fused=True)
     x = images(16, 16).cuda()
     model(x)  # makes the tables
     torch.cuda.set_sync_debug_mode("error")
     try:
         model(x).backward()
         optimizer.step()
-        if model.adversary is not None:
-            model.adversary.project()
+        model.after_step(Progress())
     finally:
         torch.cuda.set_sync_debug_mode("default")

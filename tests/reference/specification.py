@@ -1,7 +1,7 @@
 """The equations of MAE, MAE+ and AdPE as plainly as they can be written; slow, and meant for float64.
 
 Every pair of tokens has its own row of the relative table here, ``(B, d, N, N)``, and the interpolated form reads the
-table with torch's ``grid_sample``. Parameters come as the state dict of a :class:`adpe.MaskedAutoencoder` or encoder.
+table with torch's ``grid_sample``. Parameters come as the state dict of a :class:`adpe.MAE` or encoder.
 """
 
 from __future__ import annotations

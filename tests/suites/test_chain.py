@@ -38,7 +38,7 @@ def test_every_link_leaves_a_record_with_its_metrics(finished):
         assert 0 <= records[f"segmentation-{start}"]["metrics"]["mIoU"] <= 100
         detection = records[f"detection-{start}"]["metrics"]
         assert {"bbox_mAP", "segm_mAP"} <= detection.keys()
-    protocols = [records[f"segmentation-{start}"]["fingerprint"] for start in ("pretrained", "random")]
+    protocols = [records[f"segmentation-{start}"]["task_fingerprint"] for start in ("pretrained", "random")]
     assert protocols[0] == protocols[1]
 
 

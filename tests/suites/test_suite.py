@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,7 @@ import yaml
 
 from adpe.errors import UserError
 from adpe.files import ROOT
-from adpe.suites.slurm_runner import batch_command, script_lines
-from adpe.suites.suite import Run, expand, option_text
+from adpe.suites.suite import expand, option_text
 from adpe.suites.suite_file import FOLDER, read_suite
 
 MINIMAL: dict[str, Any] = {
@@ -189,49 +187,3 @@ def test_the_sweep_of_ade20k_is_the_declared_one() -> None:
     assert [run.seed for run in runs if run.sweep == "lr 0.0002"] == [0, 1, 2]
     both = {task.name: task.config for task in read_suite("adpe_coco").tasks}
     assert {"maskrcnn", "cascade"} <= {name.split(" ")[0] for name in both}
-
-
-def test_batch_jobs_wait_for_their_pretraining(tmp_path: Path) -> None:
-    runs = expand(read_suite(write(tmp_path)), Path("runs/two"), gpus=16, seeds=[0])
-    command = batch_command(runs[1], Path("runs/two"), "gpu", 8, "77", "python")
-    assert {"--partition=gpu", "--nodes=2", "--ntasks-per-node=8", "--gres=gpu:8", "--dependency=afterok:77"} <= set(
-        command
-    )
-    script = command[-1]
-    assert script.startswith(
-        "srun --kill-on-bad-exit=1 python -u tools/train.py configs/ade20k_upernet_vitb.py --launcher slurm"
-    )
-    assert "record.sweep=lr%200.0001" in script and "--resume" in script
-    lines = script_lines(runs, Path("runs/two"), "gpu", 8)
-    assert (
-        "job_mae_pretraining_seed0=$(sbatch" in lines[0]
-        and "--dependency=afterok:$job_mae_pretraining_seed0" in lines[1]
-    )
-
-
-def test_submitting_is_resumable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from adpe.suites.slurm_runner import submit
-
-    tools, jobs = tmp_path / "bin", tmp_path / "jobs"
-    tools.mkdir()
-    (tools / "sbatch").write_text(f'#!/bin/sh\nprintf "%s\\n" "$*" >> {jobs}\nwc -l < {jobs}\n')
-    (tools / "squeue").write_text('#!/bin/sh\ncase "$3" in 1) echo RUNNING ;; *) exit 1 ;; esac\n')
-    for tool in tools.iterdir():
-        tool.chmod(0o755)
-    folder = tmp_path / "runs"
-    runs: list[Run] = expand(read_suite(write(tmp_path)), folder, seeds=[0])[:2]
-    monkeypatch.setenv("PATH", str(tmp_path / "nowhere"))
-    with pytest.raises(UserError, match="sbatch is not there: --slurm needs Slurm"):
-        submit(runs, folder, "gpu", 8)
-    monkeypatch.setenv("PATH", f"{tools}:/usr/bin:/bin")
-    assert submit(runs, folder, "gpu", 8) == [
-        "submitted mae/pretraining/seed0 (job 1)",
-        "submitted mae/upernet/lr-0.0001/seed0 (job 2)",
-    ]
-    # Job 1 is still in the queue, job 2 is gone without a record.
-    assert submit(runs, folder, "gpu", 8) == [
-        "queued    mae/pretraining/seed0 (job 1)",
-        "submitted mae/upernet/lr-0.0001/seed0 (job 3)",
-    ]
-    submitted = [shlex.split(line) for line in jobs.read_text().splitlines()]
-    assert ["--dependency=afterok:1" in line for line in submitted] == [False, True, True]

@@ -12,12 +12,10 @@ from PIL import Image
 
 pytest.importorskip("mmseg")
 pytest.importorskip("mmdet")
-from built_configs import ADE20K, CASCADE, COCO, build, config, meta_model, schedule
-from mmengine.config import Config
-from mmengine.optim import OptimWrapper, build_optim_wrapper
+from built_configs import ADE20K, CASCADE, COCO, config, meta_model, schedule
 from mmengine.registry import DATASETS, MODELS, DefaultScope
-from mmengine.structures import InstanceData, PixelData
 from torch import nn
+from trainable import batch, trainable
 
 from adpe.engine.effective_batch import apply_effective_batch
 
@@ -63,50 +61,6 @@ def test_dtypes_that_the_matrix_products_see(name: str, options: dict, backbone:
     assert len(seen) > 30
     assert set(seen.values()) == {torch.bfloat16}
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
-
-
-def trainable(cfg: Config) -> tuple[nn.Module, OptimWrapper]:
-    """Model and optimizer of a config for the CPU: no synchronised BatchNorm, few proposals."""
-    if cfg.default_scope == "mmdet":
-        rcnn = cfg.model.train_cfg.rcnn
-        (rcnn[0] if isinstance(rcnn, list) else rcnn).sampler.num = 24
-        cfg.model.test_cfg.rpn.max_per_img = 24
-    for part in ("neck", "decode_head", "auxiliary_head") if cfg.default_scope == "mmseg" else ():
-        cfg.model[part].norm_cfg.type = "BN"
-    torch.manual_seed(0)
-    model = build(cfg)
-    with DefaultScope.overwrite_default_scope(cfg.default_scope):
-        return model.train(), build_optim_wrapper(model, cfg.optim_wrapper)
-
-
-def batch(cfg: Config, size: int) -> dict[str, list]:
-    """Two random images with their truth, as the data loader hands them over."""
-    rng = torch.Generator().manual_seed(1)
-    images = [torch.randint(0, 256, (3, size, size), dtype=torch.uint8, generator=rng) for _ in range(2)]
-    shapes = {**dict.fromkeys(("img_shape", "ori_shape", "pad_shape"), (size, size)), "scale_factor": (1.0, 1.0)}
-    samples = []
-    for index in range(2):
-        if cfg.default_scope == "mmseg":
-            from mmseg.structures import SegDataSample
-
-            sample = SegDataSample()
-            sample.gt_sem_seg = PixelData(data=torch.randint(0, cfg.num_classes, (1, size, size), generator=rng))
-        else:
-            from mmdet.structures import DetDataSample
-            from mmdet.structures.mask import BitmapMasks
-
-            boxes = torch.tensor([[8.0, 8.0, 40.0, 40.0], [20.0, 10.0, 60.0, 50.0]])
-            masks = np.zeros((2, size, size), dtype=np.uint8)
-            for mask, (left, top, right, bottom) in zip(masks, boxes.int().tolist(), strict=True):
-                mask[top:bottom, left:right] = 1
-            sample = DetDataSample()
-            sample.gt_instances = InstanceData(
-                bboxes=boxes, labels=torch.tensor([1, 2]), masks=BitmapMasks(masks, size, size)
-            )
-            sample.ignored_instances = InstanceData(bboxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.long))
-        sample.set_metainfo({**shapes, "img_id": index})
-        samples.append(sample)
-    return {"inputs": images, "data_samples": samples}
 
 
 @pytest.mark.slow
@@ -348,7 +302,8 @@ def test_large_scale_jitter(tmp_path: Path) -> None:
             height, width = sizes[-1]
             assert ready["inputs"].shape == (1, 3, 1024, 1024)
             assert ready["inputs"][0, :, height:].abs().sum() == ready["inputs"][0, :, :, width:].abs().sum() == 0
-            assert ready["data_samples"][0].gt_instances.masks.masks.shape[1:] == (1024, 1024)
+            masks = ready["data_samples"][0].gt_instances.masks
+            assert (masks.height, masks.width) == (1024, 1024)
         tested = DATASETS.build(cfg.val_dataloader.dataset)[0]
         assert preprocess({"inputs": [tested["inputs"]], "data_samples": [tested["data_samples"]]})["inputs"].shape == (
             1, 3, 1024, 1024,

@@ -16,7 +16,7 @@ pytest.importorskip("mmseg")
 from built_configs import config
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
-from mmengine.registry import DATASETS, MODELS, DefaultScope
+from mmengine.registry import DATASETS, MODELS, TRANSFORMS, DefaultScope
 
 from adpe.engine.runner import AdPERunner
 from adpe.errors import UserError
@@ -24,6 +24,7 @@ from adpe.transfer.tta import use_tta
 
 ADE20K = "configs/ade20k_upernet_vitb.py"
 CROP, STRIDE = 32, 21
+RATIOS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 
 
 def dataset(folder: Path) -> Path:
@@ -48,8 +49,8 @@ def small(root: Path, shrink: int = 16) -> Config:
     head = {"in_channels": 24, "in_index": 1, "channels": 16, "norm_cfg": {"type": "BN"}}
     cfg.model.decode_head = {**cfg.model.auxiliary_head, **head}
     cfg.model.auxiliary_head = None
-    for step in cfg.tta_pipeline[1].transforms[0]:
-        step.scale = tuple(side // shrink for side in step.scale)
+    for step, ratio in zip(cfg.tta_pipeline[1].transforms[0], RATIOS, strict=True):
+        step.scale = int(512 * ratio) // shrink
     for loader in (cfg.val_dataloader, cfg.test_dataloader):
         loader.update(num_workers=0, persistent_workers=False)
     return cfg
@@ -61,13 +62,32 @@ def build(registry: Any, cfg: Any) -> Any:
         return registry.build(cfg)
 
 
+def multi_scale_size(height: int, width: int, ratio: float) -> tuple[int, int]:
+    """BEiT's SETR_Resize with ``setr_multi_scale=True``: the short side, at least the crop's, alone decides."""
+    short = max(512, int(512 * ratio))
+    scale = short / min(height, width)
+    return int(height * scale + 0.5), int(width * scale + 0.5)
+
+
+@pytest.mark.parametrize("size", [(30, 45), (45, 30), (20, 100)])
+def test_short_sides_of_the_multi_scale_test(size: tuple[int, int]) -> None:
+    """512, 512, 512, 640, 768, 896: never below the window, also of an image five times as wide as high."""
+    with DefaultScope.overwrite_default_scope("mmseg"):
+        resized = [
+            TRANSFORMS.build(step)({"img": np.zeros((*size, 3), dtype=np.uint8)})["img"].shape[:2]
+            for step in config(ADE20K).tta_pipeline[1].transforms[0]
+        ]
+    assert resized == [multi_scale_size(*size, ratio) for ratio in RATIOS]
+    assert [min(shape) for shape in resized] == [512, 512, 512, 640, 768, 896]
+
+
 def test_twelve_augmentations(tmp_path: Path) -> None:
-    """Sides of the single-scale test times 0.5 to 1.75, each mirrored too; the label map keeps its size."""
-    cfg = small(dataset(tmp_path), shrink=1)
+    """Every size as it is and mirrored; the label map keeps its size."""
+    cfg = config(ADE20K, {"data_root": str(dataset(tmp_path))})
     use_tta(cfg)
     item = build(DATASETS, cfg.test_dataloader.dataset)[0]
     sizes = [tuple(image.shape[-2:]) for image in item["inputs"]]
-    assert sizes == [(s, s * 3 // 2) for s in (256, 384, 512, 640, 768, 896) for _ in range(2)]
+    assert sizes == [(s, s * 3 // 2) for s in (512, 512, 512, 640, 768, 896) for _ in range(2)]
     for plain, mirrored in zip(item["inputs"][::2], item["inputs"][1::2], strict=True):
         assert torch.equal(plain.flip(-1), mirrored)
     assert [sample.flip for sample in item["data_samples"]] == [False, True] * 6

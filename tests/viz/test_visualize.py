@@ -16,18 +16,10 @@ from test_adversary import KINDS, autoencoder
 import adpe
 from adpe.engine.launch import train_main
 from adpe.engine.reproducible import random_state
-from adpe.viz.reconstructions import (
-    GREY,
-    adversary_scalars,
-    attention_weights,
-    draw_adversary,
-    draw_attention,
-    draw_drift,
-    draw_images,
-    reconstruct,
-    save_png,
-    to_array,
-)
+from adpe.methods.adversary_figures import adversary_scalars, draw_adversary, draw_drift
+from adpe.viz.attention_maps import attention_maps, draw_attention
+from adpe.viz.figures import draw_images, save_png, to_array
+from adpe.viz.reconstructions import GREY, reconstruct
 
 ROOT = Path(__file__).resolve().parents[2]
 main = runpy.run_path(str(ROOT / "tools" / "visualize.py"))["main"]
@@ -123,9 +115,9 @@ def test_the_displaced_grid_is_drawn_in_its_place() -> None:
     assert "+0.250 columns, -0.500 rows" in axis.get_title()
 
 
-def test_mae_has_nothing_to_draw() -> None:
-    with pytest.raises(ValueError, match="no adversary"):
-        draw_adversary(autoencoder(None))
+def test_mae_plus_draws_reconstructions_alone() -> None:
+    figures = autoencoder(None).figures([normalized(pictures(2, 16, 16))[:, None]], MEAN, STD)
+    assert list(figures) == ["reconstructions"]
 
 
 def test_drift() -> None:
@@ -150,14 +142,13 @@ def test_drift() -> None:
 
 @pytest.mark.parametrize("position", ["absolute", "relative", "relative_interpolated"])
 def test_attention_is_what_the_blocks_use(position) -> None:
-    """The weights are the equation's, and with them the values give the block's output."""
+    """The weights are the equation's, of the class token and of a patch; with them the values give the output."""
     encoder = adpe.VisionTransformer(8, 4, embed_dim=16, depth=2, num_heads=2, position=position).double().eval()
     for parameter in encoder.parameters():
         torch.nn.init.normal_(parameter, std=0.4)
     images = torch.randn(3, 3, 8, 12, dtype=torch.float64)
-    first, second = attention_weights(encoder, images)
-    assert first.shape == second.shape == (3, 2, 7, 7)
-    torch.testing.assert_close(second.sum(-1), torch.ones(3, 2, 7, dtype=torch.float64))
+    maps = {query: attention_maps(encoder, images, query)[0].double() for query in (None, (1, 2))}
+    assert [one.shape for one in maps.values()] == [(3, 2, 2, 3)] * 2
     with torch.no_grad():
         x, grid = encoder.embed(images)
         layer = encoder.blocks[0]
@@ -167,9 +158,65 @@ def test_attention_is_what_the_blocks_use(position) -> None:
         if position != "absolute":
             rows = relative_rows(layer.attn.rel_pos_table, grid, position != "relative")[None]
             logits = logits + torch.einsum("bhid,dij->bhij", q / 8**0.5, rows[0])
-        torch.testing.assert_close(first, logits.softmax(-1), rtol=0, atol=1e-6)
+        weights = logits.softmax(-1)[..., 1:].unflatten(-1, grid)
+        torch.testing.assert_close(maps[None], weights[:, :, 0], rtol=0, atol=1e-6)
+        torch.testing.assert_close(maps[1, 2], weights[:, :, 6], rtol=0, atol=1e-6)
         expected = block(x, encoder.state_dict(), "blocks.0", 2, rows)
         torch.testing.assert_close(layer(x, encoder.relative_term(grid)), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [
+    {"use_rel_pos": True}, {"use_rel_pos": True, "class_token": False},
+    {"use_rel_pos_bias": True}, {"use_rel_pos_bias": True, "class_token": False}, {"class_token": False},
+    {"use_rel_pos": True, "class_token": False, "window_size": 3, "global_attn_indexes": (1,)},
+    {"position": "relative", "class_token": False, "window_size": 3, "global_attn_indexes": ()},
+], ids=lambda options: "-".join(options))  # fmt: skip
+def test_attention_with_every_kind_of_positions(options) -> None:
+    """An image of 4 x 7 patches: with one-hot values in the place of its own, a layer's output is the weights."""
+    encoder = adpe.VisionTransformer((16, 28), 4, embed_dim=56, depth=2, num_heads=2, **options).eval()
+    for parameter in encoder.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    images, query = torch.randn(2, 3, 16, 28), (3, 4)
+    maps = attention_maps(encoder, images, query)
+    prefix = encoder.num_prefix_tokens
+    seen = []
+    for attention in encoder.attentions():
+        attention.register_forward_hook(lambda attention, inputs, _: seen.append((attention, inputs)))
+    with torch.no_grad():
+        encoder.forward_features(images)
+        for (attention, inputs), weights in zip(list(seen), maps, strict=True):
+            # Tokens of other patches, projected to values that say which patch it is: 28 channels a head.
+            torch.nn.init.eye_(attention.proj.weight)
+            attention.proj.bias.zero_()
+            project = attention.qkv.forward
+
+            def one_hot(x, project=project):
+                qkv = project(x)
+                qkv[..., 112:] = 0
+                patches = torch.eye(28).repeat(1, 2)
+                qkv[:, prefix:, 112:] = patches
+                return qkv
+
+            attention.qkv.forward = one_hot
+            attention.qkv.bias[112:] = 0  # of the padding of windows
+            out = attention(*inputs)[:, prefix + query[0] * 7 + query[1]].unflatten(-1, (2, 28)).unflatten(-1, (4, 7))
+            torch.testing.assert_close(weights, out, rtol=1e-4, atol=1e-5)
+    assert (maps[0] > 0).sum() == (2 * 2 * 1 * 3 if encoder.blocks[0].attn.window_size else 2 * 2 * 28)
+
+
+def test_attention_of_a_class_token_that_is_not_there(tmp_path, capsys) -> None:
+    shape = {"embed_dim": 32, "depth": 2, "num_heads": 2, "class_token": False, "use_rel_pos": True}
+    encoder = adpe.VisionTransformer(16, 4, **shape)
+    backbone = {"type": "AdPEViT", "model": "adpe_vit_tiny_patch4", "img_size": 16, **shape}
+    state = {f"backbone.{n}": t for n, t in encoder.state_dict().items() if not n.startswith("norm.")}
+    meta = {"cfg": f"model = dict(type='MaskRCNN', backbone={backbone})"}
+    torch.save({"state_dict": state, "meta": meta}, tmp_path / "detector.pth")
+    images = write_images(tmp_path / "images", 1)
+    command = ["attention", str(tmp_path / "detector.pth"), str(images), "--out", str(tmp_path / "a.png")]
+    assert main(command) == 2
+    assert "ROW,COLUMN" in capsys.readouterr().err
+    assert main([*command, "--query", "1,2"]) == 0
+    assert np.asarray(Image.open(tmp_path / "a.png")).std() > 10
 
 
 def test_attention_is_drawn_with_its_query() -> None:
@@ -262,7 +309,7 @@ def test_attention_of_a_dense_tasks_checkpoint(tmp_path, capsys) -> None:
     arguments = [str(tmp_path / "segmentor.pth"), str(images), "--out", str(tmp_path / "a.png")]
     assert main(["attention", *arguments]) == 0
     assert main(["reconstruct", *arguments]) == 2
-    assert "needs a pretraining checkpoint" in capsys.readouterr().err
+    assert "segmentor.pth is not of a masked autoencoder" in capsys.readouterr().err
 
 
 def test_a_checkpoint_without_a_config_needs_the_model_named(tmp_path, capsys) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 import zipfile
 from collections import Counter, OrderedDict
 from pathlib import Path
@@ -21,27 +22,15 @@ from mmengine.hooks import CheckpointHook
 from mmengine.logging import HistoryBuffer, print_log
 from mmengine.registry import HOOKS
 
-from adpe.checkpoints.reading import refuse_bomb
+from adpe.checkpoints.reading import DATA_TYPES, LoggedScalar, refuse_bomb
 from adpe.engine.reproducible import random_state
-from adpe.errors import UserError
+from adpe.errors import EXIT_PREEMPTED, UserError
 from adpe.files import atomic_write
 
-# Exit status of a run that was told to stop (SIGTERM, SIGUSR1), saved a checkpoint and can be resumed.
-EXIT_PREEMPTED = 85
-
-_multiarray = getattr(np, "_core", None) or np.core
-# What mmengine's own checkpoints hold besides tensors and plain types: data, no code. Older numpy has other names.
-_DATA_TYPES: list[Any] = [
-    HistoryBuffer,
-    np.ndarray,
-    np.dtype,
-    *(type(np.dtype(name)) for name in ("float32", "float64", "int32", "int64", "bool")),
-    *(
-        (getattr(_multiarray.multiarray, name), f"numpy.{core}.multiarray.{name}")
-        for name in ("_reconstruct", "scalar")
-        for core in ("core", "_core")
-    ),
-]
+# What asks a run to save a checkpoint and end: schedulers send SIGTERM or SIGUSR1, Ctrl-C is SIGINT.
+STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+# s within which a second SIGINT is the first one, passed on by a launcher; later it means: without a checkpoint.
+_ONE_SIGNAL = 2.0
 
 
 def plain(value: Any, name: str = "checkpoint") -> Any:
@@ -70,6 +59,28 @@ def plain(value: Any, name: str = "checkpoint") -> Any:
     raise TypeError(f"{name} is a {type(value).__module__}.{type(value).__name__}, which a checkpoint cannot hold.")
 
 
+def make_plain(checkpoint: dict[str, Any]) -> None:
+    """Add the random state to a checkpoint that is about to be saved, and reduce everything to plain types.
+
+    Entries of the message hub that no plain type can hold are left out.
+
+    Args:
+        checkpoint: as mmengine makes it, with ``message_hub``; changed in place.
+
+    Raises:
+        TypeError: naming another entry that no plain type can hold.
+    """
+    hub = checkpoint["message_hub"]
+    for name, value in list(hub["runtime_info"].items()):
+        try:
+            plain(value)
+        except TypeError:
+            del hub["runtime_info"][name]
+            hub["resumed_keys"] = {key: kept for key, kept in hub["resumed_keys"].items() if key != name}
+    checkpoint["random_state"] = random_state()
+    checkpoint.update(plain(checkpoint))
+
+
 def read_training_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
     """Read a training checkpoint, ours or mmengine's, verifying every byte and executing nothing.
 
@@ -93,7 +104,7 @@ def read_training_checkpoint(path: str | Path, map_location: Any = "cpu") -> dic
                 torn = archive.testzip()
             if torn is not None:
                 raise UserError(f"checkpoint {path} is damaged (checksum of {torn}): use an earlier one.")
-        with torch.serialization.safe_globals(_DATA_TYPES):
+        with torch.serialization.safe_globals(DATA_TYPES):
             checkpoint = torch.load(path, map_location=map_location, weights_only=True)
     except UserError:
         raise
@@ -109,8 +120,10 @@ def read_training_checkpoint(path: str | Path, map_location: Any = "cpu") -> dic
     checkpoint["meta"].pop("config", None)
     hub = checkpoint.get("message_hub", {})
     for name, value in hub.get("log_scalars", {}).items():
-        if isinstance(value, dict):
+        if isinstance(value, dict):  # ours
             hub["log_scalars"][name] = HistoryBuffer(*(part.cpu().numpy() for part in value["history"]))
+        elif isinstance(value, LoggedScalar):  # mmengine's
+            hub["log_scalars"][name] = HistoryBuffer(*value.history())
     return checkpoint
 
 
@@ -146,11 +159,11 @@ def latest_checkpoint(work_dir: str | Path) -> tuple[Path, dict[str, Any]] | Non
 
 @HOOKS.register_module()
 class AdPECheckpointHook(CheckpointHook):
-    """mmengine's CheckpointHook, made safe against kills; on SIGTERM or SIGUSR1 it saves and ends the run.
+    """mmengine's CheckpointHook, made safe against kills; on SIGTERM, SIGUSR1 or SIGINT it saves and ends the run.
 
     Arguments are those of mmengine's hook, for local paths. ``max_keep_ckpts`` should be at least 2, so that there is
     one to fall back to. A stopped run saves ``iter_<n>.pth`` at the end of an optimizer step and exits with status
-    `EXIT_PREEMPTED` (85).
+    `EXIT_PREEMPTED` (85). A second Ctrl-C ends it at once.
 
     Args:
         poll_interval: with several processes, iterations between the looks at whether any of them was told to stop.
@@ -167,39 +180,50 @@ class AdPECheckpointHook(CheckpointHook):
         if is_main_process():
             for left in Path(self.out_dir).glob(".*.pth.*.tmp"):  # by a run killed while it was saving
                 left.unlink()
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, self._remember)
+        self.before = {number: signal.signal(number, self._note) for number in STOPPING}
 
-    def _remember(self, number: int, frame: Any) -> None:
-        self.signal = number
+    def _note(self, number: int, frame: Any) -> None:
+        if not self.signal:
+            self.signal, self.noted = number, time.monotonic()
+            if is_main_process():
+                again = "; once more ends it without" if number == signal.SIGINT else ""
+                text = f"{signal.Signals(number).name}: saving a checkpoint after this iteration{again}\n"
+                os.write(2, text.encode())  # a handler may interrupt a print
+        elif number == signal.SIGINT and time.monotonic() - self.noted > _ONE_SIGNAL:
+            raise KeyboardInterrupt
 
     def after_train(self, runner: Any) -> None:
         super().after_train(runner)
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, signal.SIG_DFL)
+        for number, handler in self.before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         super().after_train_iter(runner, batch_idx, data_batch, outputs)
-        if self._told_to_stop(runner):
+        number = self._told_to_stop(runner)
+        if number:
             step = runner.iter + 1
             filename = f"iter_{step}.pth"
             runner.message_hub.update_info("stopped_at", filename)
             runner.save_checkpoint(self.out_dir, filename, meta={"epoch": runner.epoch, "iter": step})
             self._point_to(runner, os.path.join(self.out_dir, filename))
-            runner.logger.warning(f"Told to stop: saved {filename}; go on with --resume.")
+            runner.logger.warning(
+                f"Stopped by {signal.Signals(number).name}: saved {os.path.join(self.out_dir, filename)}. To resume, "
+                "run the same command with --resume."
+            )
             raise SystemExit(EXIT_PREEMPTED)
 
-    def _told_to_stop(self, runner: Any) -> bool:
+    def _told_to_stop(self, runner: Any) -> int:
+        """The number of the signal that any process got, if the run can stop here, else 0."""
         # Gradients between optimizer steps are not saved.
         if runner.optim_wrapper.inner_count % runner.optim_wrapper._accumulative_counts:
-            return False
+            return 0
         if not is_distributed():
-            return bool(self.signal)
+            return self.signal
         if (runner.iter + 1) % self.poll_interval:
-            return False
+            return 0
         told = torch.tensor(self.signal, device="cuda" if torch.cuda.is_available() else "cpu")
         all_reduce(told, "max")
-        return bool(told.item())
+        return int(told.item())
 
     def _save_checkpoint_with_step(self, runner: Any, step: int, meta: dict[str, Any]) -> None:
         outdated = None
@@ -230,15 +254,3 @@ class AdPECheckpointHook(CheckpointHook):
         if is_main_process():
             with atomic_write(Path(runner.work_dir, "last_checkpoint")) as pointer:
                 pointer.write_text(path)
-
-    def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
-        """Add the random state and reduce everything to plain types; the last hook to see the checkpoint."""
-        hub = checkpoint["message_hub"]
-        for name, value in list(hub["runtime_info"].items()):
-            try:
-                plain(value)
-            except TypeError:
-                del hub["runtime_info"][name]
-                hub["resumed_keys"] = {key: kept for key, kept in hub["resumed_keys"].items() if key != name}
-        checkpoint["random_state"] = random_state()
-        checkpoint.update(plain(checkpoint))

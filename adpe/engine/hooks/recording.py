@@ -22,12 +22,12 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
-from adpe.evaluations.accuracy import classification_protocol
+from adpe.engine.precision import precision_of
+from adpe.engine.resolved_protocol import compared, data_protocol, describe
 from adpe.evaluations.per_image import PerImageStatistics
 from adpe.files import ROOT
 from adpe.leaderboard.records import SCHEMA, append_record, file_sha256
 
-_ATTENTION = ("window_size", "global_attn_indexes", "use_rel_pos", "use_rel_pos_bias", "relative_query")
 # Top-level config keys that say where and how a run is executed, not what it computes.
 _EXECUTION = (
     "work_dir", "resume", "load_from", "launcher", "randomness", "record", "record_file", "log_level", "visualizer",
@@ -59,11 +59,18 @@ class AdPERecordHook(Hook):
         self.seconds = 0.0
         self.validating = 0.0
         self.first_iter = 0
+        self.protocol: dict[str, Any] = {}
         self.per_image = PerImageStatistics()
         self.per_image_file: str | None = None
 
     def before_train(self, runner: Any) -> None:
         self.first_iter = runner.iter
+        if runner.cfg.get("record") and is_main_process():
+            # The config as it was before it was fitted to processes, and what the launcher knows of the task.
+            source, swept, task = getattr(runner, "source", (runner.cfg, (), None))
+            own = describe(source, runner.model, runner.optim_wrapper, swept)
+            own["data"] = data_protocol(runner)
+            self.protocol = compared(own, task)
         self.started = time.time()
 
     def after_load_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
@@ -103,14 +110,19 @@ class AdPERecordHook(Hook):
             f"Finished: {runner.iter} iterations in {wall_time:.0f} s; {metrics or 'no validation'}; {runner.work_dir}"
         )
         if runner.cfg.get("record") and is_main_process():
-            record = make_record(runner, self.metrics, wall_time, rate, self.per_image_file)
+            record = make_record(runner, self.metrics, wall_time, rate, self.protocol, self.per_image_file)
             for path in (os.path.join(runner.work_dir, "record.jsonl"), runner.cfg.get("record_file")):
                 if path is not None:
                     append_record(path, record)
 
 
 def make_record(
-    runner: Any, metrics: dict[str, float], wall_time: float, rate: float, per_image: str | None = None
+    runner: Any,
+    metrics: dict[str, float],
+    wall_time: float,
+    rate: float,
+    protocol: dict[str, Any],
+    per_image: str | None = None,
 ) -> dict[str, Any]:
     """The record of a finished run.
 
@@ -119,6 +131,7 @@ def make_record(
         metrics: of the final validation.
         wall_time: s, of the whole run, resumptions included.
         rate: training iterations per s.
+        protocol: `protocol`, `fingerprint`, `task_fingerprint` and `own` of `adpe.engine.resolved_protocol`.
         per_image: file of per-image statistics of the final validation, if there is one.
 
     Returns:
@@ -133,7 +146,6 @@ def make_record(
     last = runner.message_hub.runtime_info.get("last_ckpt")
     checkpoint = last if last and os.path.isfile(last) else None
     wrapper = cfg.optim_wrapper
-    precision = {"AdPEAutocastOptimWrapper": "bfloat16", "AmpOptimWrapper": wrapper.get("dtype", "float16")}
     batch = cfg.train_dataloader.batch_size * runner.world_size * wrapper.get("accumulative_counts", 1)
     cuda = torch.cuda.is_available()
     peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -141,11 +153,12 @@ def make_record(
         "schema": SCHEMA,
         "run": f"{Path(runner.work_dir).name}-{runner.seed}",
         "suite": None,
-        "start": None,
         "sweep": None,
         "config": str(cfg.filename),
         "config_sha256": config_sha256(cfg),
         **given,
+        # A file that was loaded is a start, whatever the config calls it.
+        "start": "pretrained" if pretrained else given.get("start"),
         "seed": runner.seed,
         "metrics": metrics,
         "checkpoint": checkpoint,
@@ -160,35 +173,14 @@ def make_record(
             "processes": runner.world_size,
             "cores": os.cpu_count(),
         },
-        "precision": precision.get(wrapper.get("type", "OptimWrapper"), "float32"),
+        "precision": precision_of(wrapper),
         "effective_batch": batch,
-        "fingerprint": {**fingerprint(cfg, runner), **given.get("fingerprint", {})},
+        "iterations": runner.max_iters // wrapper.get("accumulative_counts", 1),
+        **protocol,
         "wall_time_s": round(wall_time, 2),
         "peak_memory_bytes": peak,
         "iterations_per_s": round(rate, 4),
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    }
-
-
-def fingerprint(cfg: Config, runner: Any) -> dict[str, Any]:
-    """What must agree between runs for their metrics to be comparable; None where the config does not say."""
-    model, test_cfg = cfg.model, cfg.model.get("test_cfg") or {}
-    head = next((model[name] for name in ("decode_head", "roi_head", "bbox_head", "head") if model.get(name)), None)
-    loader = (cfg.get("val_dataloader") or {}).get("dataset") or {}
-    crop = cfg.get("crop_size") or test_cfg.get("crop_size")
-    backbone = model.get("backbone") or model
-    classification = classification_protocol(cfg) if cfg.record.get("task") == "classification" else {}
-    return {
-        "backbone": backbone.get("model") or backbone.get("name") or backbone.get("type"),
-        # The same encoder with and without windows or added relative positions is not the same protocol.
-        "attention": {name: backbone[name] for name in _ATTENTION if backbone.get(name)} or None,
-        "head": head.get("type") if isinstance(head, dict) else None,
-        "crop": crop,
-        "stride": test_cfg.get("stride"),
-        "scales": [step["scale"] for step in loader.get("pipeline") or [] if "scale" in step],
-        "iterations": runner.max_iters // cfg.optim_wrapper.get("accumulative_counts", 1),
-        "split": loader.get("ann_file") or loader.get("data_prefix") or loader.get("split"),
-        **classification,
     }
 
 

@@ -3,10 +3,11 @@
 ========================  ============================================================================  ==============
 default hook              fires when                                                                    it
 ========================  ============================================================================  ==============
-``finite_loss``           the loss is NaN or infinite (`adpe.engine.hooks.guards`)                            stops
+``finite_loss``           the loss is NaN or infinite (`adpe.engine.hooks.guards`)                        stops
 ``learning_rate_guard``   every learning rate is zero with optimizer steps still to come                stops
 ``gradient_guard``        parameters get no gradient in the first step, or are in no optimizer group    stops [#]_
 ``adversary_guard``       the adversary descends, is not optimised, or does not move                    stops
+``collapse_guard``        the method finds that it has collapsed: unused codes, a constant teacher      stops
 ``evaluation_guard``      a validation or test set is empty, or none of its metrics is a number         stops
 ``label_guard``           no label in the first pass over the training data; a class is never seen      stops; warns
 ========================  ============================================================================  ==============
@@ -30,16 +31,17 @@ from mmengine.optim import OptimWrapperDict
 from mmengine.registry import HOOKS
 from torch import Tensor, nn
 
+from adpe.engine.pretraining import training_progress
 from adpe.engine.unwrapped import unwrapped
 from adpe.errors import UserError
-from adpe.methods.adversary import Adversary
+from adpe.methods.base import PretrainingMethod
 
 # Of the initial learning rate: less than any warm-up begins with, more than schedules leave by rounding.
 _ZERO = 1e-12
 
 
 def _off(name: str) -> str:
-    return f"To go on regardless: --cfg-options default_hooks.{name}=None."
+    return f"To continue regardless: --cfg-options default_hooks.{name}=None."
 
 
 def _first(names: Sequence[str], count: int = 8) -> str:
@@ -130,7 +132,7 @@ class AdPEGradientGuard(Hook):
 
 @HOOKS.register_module()
 class AdPEAdversaryGuard(Hook):
-    """Stops a pretraining with an adversary that does not ascend (at the start) or does not move (after `steps`).
+    """Stops a pretraining whose ascending parameters do not ascend (at the start) or do not move (after `steps`).
 
     Args:
         steps: optimizer steps, with a learning rate past warm-up, in which the adversary must have moved.
@@ -142,7 +144,7 @@ class AdPEAdversaryGuard(Hook):
     def before_train(self, runner: Any) -> None:
         self.start: dict[str, Tensor] = {}
         self.moves = 0
-        parameters = dict(self._parameters(unwrapped(runner.model)))
+        parameters = self._parameters(runner)
         ascending = {
             id(parameter) for group in _groups(runner) if group.get("maximize") for parameter in group["params"]
         }
@@ -150,11 +152,11 @@ class AdPEAdversaryGuard(Hook):
         if wrong:
             raise UserError(
                 f"the adversary would not ascend: {_first(wrong)} in no group with maximize=True, or frozen. Use "
-                "optim_wrapper.constructor = 'AdversarialOptimWrapperConstructor', or adversary=None in the model. "
+                "optim_wrapper.constructor = 'AdPEPretrainingConstructor', or adversary=None in the model. "
                 f"{_off('adversary_guard')}"
             )
-        bounded = any(isinstance(m, Adversary) and m.norm is not None for m in unwrapped(runner.model).modules())
         # In a resumed run, a projected adversary may rest on its bound.
+        bounded = bool(parameters) and unwrapped(runner.model).model.ascent_is_bounded
         if not (bounded and runner.iter > 0):
             self.start = {name: value.detach().clone() for name, value in parameters.items()}
         ids = {id(value) for value in parameters.values()}
@@ -173,7 +175,7 @@ class AdPEAdversaryGuard(Hook):
             self._look(runner)
 
     def _look(self, runner: Any) -> None:
-        parameters = dict(self._parameters(unwrapped(runner.model)))
+        parameters = self._parameters(runner)
         still = [name for name, value in self.start.items() if torch.equal(value, parameters[name])]
         self.start = {}
         if still:
@@ -185,11 +187,32 @@ class AdPEAdversaryGuard(Hook):
             )
 
     @staticmethod
-    def _parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-        for prefix, module in model.named_modules():
-            if isinstance(module, Adversary):
-                for name, parameter in module.named_parameters():
-                    yield f"{prefix}.{name}", parameter
+    def _parameters(runner: Any) -> dict[str, nn.Parameter]:
+        """What the pretraining method says must ascend, by name; nothing in other trainings."""
+        method = getattr(unwrapped(runner.model), "model", None)
+        ascending = method.ascending() if isinstance(method, PretrainingMethod) else {}
+        return {f"model.{name}": parameter for name, parameter in ascending.items()}
+
+
+@HOOKS.register_module()
+class AdPECollapseGuard(Hook):
+    """Stops a pretraining that has collapsed, as the method itself says.
+
+    Args:
+        interval: iterations between the questions.
+    """
+
+    def __init__(self, interval: int = 100) -> None:
+        self.interval = interval
+
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        method = getattr(unwrapped(runner.model), "model", None)
+        if isinstance(method, PretrainingMethod) and self.every_n_train_iters(runner, self.interval):
+            reason = method.collapse(training_progress())
+            if reason:
+                raise UserError(
+                    f"pretraining has collapsed at iteration {runner.iter + 1}: {reason} {_off('collapse_guard')}"
+                )
 
 
 @HOOKS.register_module()

@@ -1,4 +1,4 @@
-"""Optimisers for two players, as mmengine constructors."""
+"""The optimiser of a pretraining method, as mmengine's constructor."""
 
 from __future__ import annotations
 
@@ -6,18 +6,20 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMIZERS
 from torch import nn
 
+from adpe.engine.pretraining import training_progress
 from adpe.engine.unwrapped import unwrapped
-from adpe.methods.mae import MaskedAutoencoder
-from adpe.methods.parameter_groups import parameter_groups
+from adpe.errors import UserError
+from adpe.methods.base import PretrainingMethod
 
 
-@OPTIM_WRAPPER_CONSTRUCTORS.register_module()
-class AdversarialOptimWrapperConstructor:
-    """Optimiser of :class:`AdPEPretraining`: one AdamW, the adversary's group ascending, projected after every step.
+# The first name stands in configs of the first version.
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module(name=["AdversarialOptimWrapperConstructor", "AdPEPretrainingConstructor"])
+class AdPEPretrainingConstructor:
+    """Optimiser of :class:`AdPEPretraining` with the method's groups, and its `after_step` after every step.
 
     Args:
         optim_wrapper_cfg: ``optimizer`` holds torch's options (``lr``, ``betas``, ``weight_decay``).
-        paramwise_cfg: ``adversary_lr``, the adversary's learning rate; that of the model if absent.
+        paramwise_cfg: options of the method's `parameter_groups`, e.g. ``adversary_lr`` of AdPE.
     """
 
     def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None) -> None:
@@ -26,14 +28,13 @@ class AdversarialOptimWrapperConstructor:
         self.paramwise_cfg = dict(paramwise_cfg or {})
 
     def __call__(self, model: nn.Module) -> OptimWrapper:
-        autoencoder: MaskedAutoencoder = unwrapped(model).model
-        lr = self.optimizer_cfg["lr"]
-        adversary_lr = self.paramwise_cfg.get("adversary_lr", lr)
+        method: PretrainingMethod = unwrapped(model).model
         weight_decay = self.optimizer_cfg.get("weight_decay", 0.0)
-        groups = parameter_groups(autoencoder, lr, adversary_lr, weight_decay)
+        try:
+            groups = method.parameter_groups(self.optimizer_cfg["lr"], weight_decay, **self.paramwise_cfg)
+        except TypeError as error:
+            raise UserError(f"optim_wrapper.paramwise_cfg: {error}") from None
         optimizer = OPTIMIZERS.build({**self.optimizer_cfg, "params": groups})
-        adversary = autoencoder.adversary
-        if adversary is not None:
-            # After real steps alone: accumulation and skipped fp16 steps come by themselves.
-            optimizer.register_step_post_hook(lambda *_: adversary.project())
+        # After real steps alone: accumulation and skipped fp16 steps come by themselves.
+        optimizer.register_step_post_hook(lambda *_: method.after_step(training_progress()))
         return OPTIM_WRAPPERS.build({"type": "OptimWrapper", **self.wrapper_cfg, "optimizer": optimizer})

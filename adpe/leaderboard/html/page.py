@@ -20,8 +20,9 @@ from PIL import Image, UnidentifiedImageError
 
 from adpe.errors import UserError
 from adpe.files import atomic_write
+from adpe.leaderboard.protocol import own_settings, plain
 from adpe.leaderboard.ranking import OURS, Leaderboard, Row, Table
-from adpe.leaderboard.tables import body, captions, difference_entry, header, is_numeric, plain, value_entry
+from adpe.leaderboard.tables import body, captions, difference_entry, header, is_numeric, value_entry
 from adpe.leaderboard.tasks import metric_of, show_metric
 
 _FOLDER = Path(__file__).parent
@@ -139,6 +140,10 @@ def facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
             lines.append(("iterations/s", f"{float(value):.2f}"))
         elif key == "metrics":
             lines += [(metric_of(name).label, show_metric(name, number)) for name, number in value.items()]
+        elif key == "protocol":
+            lines.append((key, plain(value.get("facts", value))))
+        elif key == "own":
+            lines.append(("own settings", own_settings(record) or ""))
         else:
             lines.append((key.replace("_", " "), plain(value)))
     return lines

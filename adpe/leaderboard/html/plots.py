@@ -7,6 +7,7 @@ from typing import Any
 
 from adpe.leaderboard.html.page import Chart
 from adpe.leaderboard.ranking import OURS, Leaderboard, Row
+from adpe.leaderboard.records import iterations_of
 from adpe.leaderboard.tasks import metric_of
 
 _REFERENCES = ("MAE", "AdPE")
@@ -66,7 +67,7 @@ def speed_charts(board: Leaderboard) -> list[Chart]:
 
 def images_per_second(record: Mapping[str, Any]) -> float | None:
     """Training images a second of a run, from its length, batch and wall time."""
-    iterations = (record.get("fingerprint") or {}).get("iterations")
+    iterations = iterations_of(record)
     batch, seconds = record.get("effective_batch"), record.get("wall_time_s")
     return iterations * batch / seconds if iterations and batch and seconds else None
 

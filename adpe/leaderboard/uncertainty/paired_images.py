@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from adpe.errors import UserError
-from adpe.leaderboard.statistics import Difference, bootstrap_difference, mean_iou
+from adpe.leaderboard.uncertainty.images import bootstrap_difference, mean_iou
+from adpe.leaderboard.uncertainty.seeds import Difference
 
 THRESHOLDS = 10  # IoU 0.50 to 0.95
 _RECALLS = np.linspace(0.0, 1.0, 101)

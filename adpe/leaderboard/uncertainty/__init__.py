@@ -1,0 +1,1 @@
+"""How sure a difference is: over seeds, and over images where there is one seed."""
