@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from adpe.checkpoints.loading import load_checkpoint as load_checkpoint
+    from adpe.checkpoints.loading import load_encoder as load_encoder
     from adpe.checkpoints.loading import read_checkpoint as read_checkpoint
     from adpe.checkpoints.loading import save_checkpoint as save_checkpoint
     from adpe.methods.adpe import AdPE as AdPE
@@ -39,6 +40,7 @@ _HOME = {
     "create_model": "methods.factory",
     "masked_autoencoder": "methods.factory",
     "load_checkpoint": "checkpoints.loading",
+    "load_encoder": "checkpoints.loading",
     "read_checkpoint": "checkpoints.loading",
     "register_with_timm": "models.factory",
     "save_checkpoint": "checkpoints.loading",

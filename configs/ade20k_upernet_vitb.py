@@ -6,8 +6,10 @@ multi-scale: compare both metrics (tools/test.py --tta gives the second). MAE in
 48.70 multi-scale (mmseg's configs/mae, lr 1e-4), 48.15 single-scale (implus/mae_segmentation, lr 1e-4). The AdPE
 repository gives lr 2e-4 and says to search 5e-5..3e-4, so compare methods over the same learning rates:
 --cfg-options lr=1e-4.
-Differs from mmseg's MAE: fixed sine-cosine positions instead of learned ones, no BEiT-style relative bias, no
-LayerScale (there init_values=1.0, so that it starts without effect; 0.1 is the default of mmseg's class, not its MAE).
+Differs from mmseg's MAE: no BEiT-style relative bias, no LayerScale (there init_values=1.0, so that it starts without
+effect; 0.1 is the default of mmseg's class, not its MAE), since neither MAE nor AdPE pretrains with them: --cfg-options
+model.backbone.use_rel_pos_bias=True model.backbone.init_values=1.0 gives mmseg's encoder (with a checkpoint, name what
+it lacks: model.backbone.init_cfg.allow_missing='["blocks.*.ls?.gamma","blocks.*.relative_position_bias_table"]').
 Cost: not measured (mmseg: 9.96 GB for 2 images a GPU on V100).
 Command: tools/dist_train.sh configs/ade20k_upernet_vitb.py 8 --cfg-options pretrained=ENCODER
 """

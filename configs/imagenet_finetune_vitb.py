@@ -6,7 +6,7 @@ embedding), 84.4 (relative, coordinate); MAE+ 83.9 and 84.2.
 The recipe is MAE's (arXiv 2111.06377, table 9, with the values of FINETUNE.md, which differ for ViT-B): AdamW, lr 5e-4
 x batch / 256, layer decay 0.65, drop path 0.1, RandAugment, mixup, cutmix, erasing, label smoothing, mean of the patch
 tokens. AdPE's repository searches 1e-4..1e-3 (--cfg-options blr=1e-4) and gives batch 4096 for relative positions
-(--cfg-options effective_batch=4096 position=relative; relative_interpolated after a coordinate adversary).
+(--cfg-options effective_batch=4096).
 Mixup is drawn for every 32 images, a GPU's share in MAE's commands, on however many GPUs this runs; AdPE's have 128
 (--cfg-options mixup_batch=128).
 Differs from MAE: bfloat16 instead of float16; the last epoch counts, where its script also prints the best one.

@@ -18,18 +18,19 @@ from rich.table import Table
 from rich.text import Text
 
 from adpe.errors import UserError, print_error
-from adpe.parity.adpe import TOLERANCES, CaseResult, check_directory
+from adpe.parity.cases import CaseResult, check_directory
 
 GOLDENS = Path(__file__).resolve().parents[1] / "tests" / "goldens"
 
 
 def table(results: list[CaseResult]) -> Table:
     """One row a case: its largest relative errors, red past the tolerance, and what was not compared."""
-    columns = [f"{name}\n<= {tolerance:g}" for name, tolerance in TOLERANCES.items()]
+    tolerances = {name: result.tolerances[name] for result in results for name in result.errors}
+    columns = [f"{name}\n<= {tolerance:g}" for name, tolerance in tolerances.items()]
     out = Table("case", *columns, "", "remark", box=box.SIMPLE_HEAD, pad_edge=False)
     for result in results:
         cells = []
-        for name, tolerance in TOLERANCES.items():
+        for name, tolerance in tolerances.items():
             error = result.errors.get(name)
             style = "dim" if error is None else "" if error <= tolerance else "bold red"
             cells.append(Text("-" if error is None else f"{error:.1e}", style, justify="right"))
@@ -41,8 +42,9 @@ def table(results: list[CaseResult]) -> Table:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     parser = argparse.ArgumentParser(
-        description="Run every golden case of a directory and print the largest relative errors of loss, outputs, "
-        "gradients and trajectories. Exit status 1 if one is past its tolerance.",
+        description="Run every golden case of a directory, by the checker of the system that its meta.json names, and "
+        "print the largest relative errors of loss, outputs, gradients and trajectories. Exit status 1 if one is past "
+        "its tolerance.",
     )
     parser.add_argument(
         "directory", nargs="?", default=GOLDENS,

@@ -13,13 +13,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from rich.progress import track
 
-from adpe.checkpoints.loading import load_checkpoint
-from adpe.checkpoints.reading import build_model
+from adpe.checkpoints.loading import load_encoder
 from adpe.data.images import ImageSource
 from adpe.data.multicrop import MultiCrop, crop_generator
 from adpe.errors import UserError, print_error
 from adpe.evaluations.knn import features, knn_accuracy, spaced
-from adpe.models.vit import VisionTransformer
 
 
 def batches(source: ImageSource, size: int, limit: int | None) -> Iterator[torch.Tensor]:
@@ -31,35 +29,27 @@ def batches(source: ImageSource, size: int, limit: int | None) -> Iterator[torch
         yield torch.cat([whole(source.load(i)[0], crop_generator(0, 0, i)) for i in part])
 
 
-def build_encoder(checkpoint: str) -> VisionTransformer:
-    """The encoder of a training checkpoint, loaded."""
-    model = build_model(checkpoint)
-    encoder = model if isinstance(model, VisionTransformer) else model.encoder
-    load_checkpoint(encoder, checkpoint, verbose=False)
-    return encoder
-
-
 def main() -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("checkpoints", nargs="+", help="training checkpoints (they know their model)")
+    parser.add_argument("checkpoints", nargs="+", help="checkpoints: of a training, exported, or of another framework")
     parser.add_argument("--source", required=True, help="folder or archive with class folders")
     parser.add_argument("--train-split", default="train", help="folder in the source")
     parser.add_argument("--test-split", default="test", help="folder in the source")
     parser.add_argument("--k", type=int, default=20, help="neighbours")
     parser.add_argument("--global-pool", choices=["avg", "token"], default="avg", help="mean of patches or class token")
     parser.add_argument("--limit", type=int, help="images of each split at most; all if absent")
-    parser.add_argument("--size", type=int, help="side in pixels; the model's own if absent")
+    parser.add_argument("--size", type=int, help="side in pixels; that of pretraining if absent")
     args = parser.parse_args()
     try:
         splits = [ImageSource(args.source, split=split) for split in (args.train_split, args.test_split)]
         labels = [torch.as_tensor(source.labels)[spaced(len(source), args.limit)] for source in splits]
         for checkpoint in track(args.checkpoints, description="k-NN", disable=not sys.stdout.isatty()):
-            encoder = build_encoder(checkpoint)
-            size = args.size or encoder.img_size[0]
+            encoder = load_encoder(checkpoint, verbose=False)
+            size = args.size or encoder.pretraining_size[0]
             train, test = (features(encoder, batches(source, size, args.limit), args.global_pool) for source in splits)
             accuracy = knn_accuracy(train, labels[0], test, labels[1], args.k)
-            print(f"{checkpoint}  k-NN top-1 {accuracy:.2f}%", flush=True)
+            print(f"{checkpoint}  k-NN top-1 {accuracy:.2f}% at {size} pixels", flush=True)
     except (UserError, ValueError) as error:
         print_error(error)
         return 2

@@ -23,8 +23,9 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
+import adpe
 from adpe.checkpoints.loading import load_checkpoint
-from adpe.checkpoints.reading import build_model
+from adpe.checkpoints.reading import build_model, read_model_config
 from adpe.data.images import ImageSource
 from adpe.data.multicrop import IMAGENET_MEAN, IMAGENET_STD
 from adpe.errors import UserError, print_error
@@ -85,6 +86,8 @@ def load_autoencoder(args: argparse.Namespace) -> MAE:
 
 def load_encoder(args: argparse.Namespace) -> VisionTransformer:
     """The encoder of any checkpoint, to evaluate."""
+    if args.model is None and read_model_config(args.checkpoint) is None:
+        return adpe.load_encoder(args.checkpoint, **dict(assignment(text) for text in args.set)).eval()
     model = build(args)
     encoder = model if isinstance(model, VisionTransformer) else model.encoder
     # Backbones of dense tasks have no final norm; attention does not need it.

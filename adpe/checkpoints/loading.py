@@ -14,18 +14,18 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from adpe.checkpoints.agreement import check_agreement, settle_options
+from adpe.checkpoints.describing import Description, describe
 from adpe.checkpoints.names import summarize, to_our_names
 from adpe.checkpoints.reading import read_file
+from adpe.checkpoints.tables import no_effect, resize_relative_tables, settle_positions
 from adpe.errors import UserError, require
 from adpe.files import atomic_write
-from adpe.models.pos_embed import sincos_table
-from adpe.models.vit import VisionTransformer, resample_pos_embed
+from adpe.models.specification import KEY, ModelSpecification
+from adpe.models.vit import FORM, VisionTransformer
 
-BEIT_TABLE = ".relative_position_bias_table"
 # What to say of names (regular expressions) that do not fit.
 HINTS = {
     r"cls_token$": "class_token=False for a checkpoint without one, as ViTDet's",
@@ -51,6 +51,9 @@ class LoadReport:
         missing: names of the model that the checkpoint lacks.
         unexpected: names of the checkpoint that the model lacks.
         new: names that start at random on purpose (a classification head).
+        inferred: key of the model's specification to its value, where the checkpoint does not carry it or the model
+            differs by choice.
+        carried: the checkpoint carries a specification.
     """
 
     path: str
@@ -60,6 +63,8 @@ class LoadReport:
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
     new: list[str] = field(default_factory=list)
+    inferred: dict[str, str] = field(default_factory=dict)
+    carried: bool = False
 
     @property
     def coverage(self) -> float:
@@ -79,6 +84,10 @@ class LoadReport:
             for name, reason in group.items():
                 reasons.setdefault(reason, []).append(name)
             lines += [f"  {label:<10}  {summarize(names)}: {reason}" for reason, names in reasons.items()]
+        if self.inferred:
+            said = "; ".join(f"{key}: {value}" for key, value in self.inferred.items())
+            label = "differs" if self.carried else "inferred"
+            lines.append(f"  {label:<10}  {said}")
         texts = {
             "new": (self.new, "start at random, as a new head does"),
             "missing": (self.missing, "the checkpoint lacks them"),
@@ -118,12 +127,15 @@ def load_checkpoint(
         verbose: print the report.
 
     Raises:
-        UserError: if a tensor has another shape, or coverage is not full beyond what is allowed. The model is
-            untouched then.
+        UserError: if the model contradicts what the checkpoint says of itself, a tensor has another shape, or coverage
+            is not full beyond what is allowed. The model is untouched then.
     """
     report = LoadReport(str(path))
     with _shapes_of(path):
-        state = to_our_names(read_file(path), str(path), report.dropped)
+        raw = read_file(path)
+        state = to_our_names(raw, str(path), report.dropped)
+        described = describe(raw, state, path)
+    report.carried = described.carried
     if isinstance(model, VisionTransformer):
         for name in [name for name in state if not name.startswith("encoder.")]:
             report.dropped[name] = "not part of the encoder"
@@ -131,9 +143,13 @@ def load_checkpoint(
     encoder: Any = model if isinstance(model, VisionTransformer) else model.encoder
     prefix = "" if encoder is model else "encoder."
     wanted = model.state_dict()
+    check_agreement(encoder, described, path, report)
+    size = described.specification.pretrain_img_size if described.known("pretrain_img_size") else None
     with _shapes_of(path):
-        _settle_positions(encoder, wanted, state, prefix, report)
-        _resize_relative_tables(encoder, wanted, state, report)
+        settle_positions(encoder, wanted, state, prefix, size, report)
+        resize_relative_tables(encoder, wanted, state, report)
+    for names in (wanted, state):  # what it says is compared above
+        names.pop(f"{prefix}{FORM}", None)
     if f"{prefix}fc_norm.weight" in wanted and f"{prefix}fc_norm.weight" not in state:
         for name in [name for name in state if name.startswith(f"{prefix}head.")]:
             del state[name]
@@ -163,7 +179,7 @@ def load_checkpoint(
                 report.dropped[name] = "norm or head that this model does not have"
             elif name == f"{prefix}cls_token":
                 report.dropped[name] = "class token, which this model does not have (class_token=False)"
-            elif effect := _no_effect(name, state[name]):
+            elif effect := no_effect(name, state[name]):
                 report.dropped[name] = effect
             else:
                 report.unexpected.append(name)
@@ -177,9 +193,47 @@ def load_checkpoint(
             "difference with allow_missing=/allow_unexpected= (shell patterns)."
         )
     model.load_state_dict(loaded, strict=False)
+    if encoder.pretrain_img_size is None and size is not None:
+        encoder.pretrain_img_size = size
     if verbose:
         print(report, flush=True)
     return report
+
+
+def load_encoder(path: str | Path, verbose: bool = True, **options: Any) -> VisionTransformer:
+    """The encoder of a checkpoint, built as the checkpoint says and loaded.
+
+    Args:
+        path: see :func:`read_checkpoint`. A file that carries no specification is built by what its tensors show.
+        verbose: print the load report.
+        options: of :class:`VisionTransformer`. What the checkpoint does not fix may be chosen (`img_size`,
+            `learned_pos_embed`, `pos_embed_resize`, windows...); what its tensors do not show has to be given
+            (`num_heads` of an unusual width, `position` of relative tables of unknown form).
+
+    Raises:
+        UserError: as :func:`load_checkpoint`; for options that contradict the checkpoint or do not go together.
+    """
+    described = describe_encoder(path)
+    settled = {**described.specification.options(), **settle_options(options, described, path, "load_encoder")}
+    if not described.known("pretrain_img_size") and "pretrain_img_size" not in options:
+        del settled["pretrain_img_size"]
+    try:
+        encoder = VisionTransformer(**settled)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"load_encoder: {path} with {options}: {error}") from None
+    load_checkpoint(encoder, path, verbose=verbose)
+    return encoder
+
+
+def describe_encoder(path: str | Path) -> Description:
+    """What a checkpoint says of its encoder, or what its tensors show.
+
+    Raises:
+        UserError: if it cannot be read, holds no encoder, or its specification is wrong or contradicts its tensors.
+    """
+    with _shapes_of(path):
+        raw = read_file(path)
+        return describe(raw, to_our_names(raw, str(path)), path)
 
 
 @contextmanager
@@ -197,118 +251,27 @@ def _shapes_of(path: str | Path) -> Iterator[None]:
         ) from error
 
 
-def save_checkpoint(state: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
+def save_checkpoint(
+    state: Mapping[str, Tensor],
+    path: str | Path,
+    metadata: Mapping[str, str] | None = None,
+    specification: ModelSpecification | None = None,
+) -> None:
     """Write tensors as safetensors, atomically.
 
     Args:
         state: name to tensor, any device.
         path: ends in ``.safetensors``.
         metadata: strings kept in the header.
+        specification: of the encoder, kept there too.
     """
     require("safetensors", "requirements/runtime.txt")
     from safetensors.torch import save_file
 
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+    said = {KEY: specification.to_json()} if specification else {}
     with atomic_write(path) as temporary:
-        save_file(tensors, temporary, metadata=dict(metadata or {}))
-
-
-def _settle_positions(
-    encoder: VisionTransformer, wanted: Mapping[str, Tensor], state: dict[str, Tensor], prefix: str, report: LoadReport
-) -> None:
-    """Drop fixed tables that the model recomputes, after checking them by value; resize learned ones."""
-    if f"{prefix}pos_embed" in set(wanted) - set(state) and any(name.endswith(BEIT_TABLE) for name in state):
-        state[f"{prefix}pos_embed"] = torch.zeros_like(wanted[f"{prefix}pos_embed"])
-        report.resized[f"{prefix}pos_embed"] = "zeros, as BEiT has no absolute positions"
-    for name in (f"{prefix}pos_embed", "decoder.pos_embed"):
-        table = state.get(name)
-        if table is None:
-            continue
-        side = round(table.shape[1] ** 0.5) if table.ndim == 3 else 0
-        if side > 1 and table.shape[1] == side**2:  # timm's no_embed_class: nothing is added to the class token
-            table = torch.cat([torch.zeros_like(table[:, :1]), table], dim=1)
-            state[name] = table
-            report.resized[name] = "a row of zeros added for the class token, which has no position"
-        side = round(max(table.shape[1] - 1, 0) ** 0.5) if table.ndim == 3 else 0
-        square = side > 0 and table.shape[1] == 1 + side**2
-        if name in wanted:
-            grid = (encoder.img_size[0] // encoder.patch_size, encoder.img_size[1] // encoder.patch_size)
-            if table.ndim == 3 and table.shape[1] == 1 + grid[0] * grid[1]:
-                continue
-            if not square:
-                raise UserError(
-                    f"{report.path}: {name} has shape {tuple(table.shape)}: without a square grid and at most a class "
-                    f"token it cannot be resized to {grid[0]}x{grid[1]} patches. Set img_size to that of the "
-                    "checkpoint."
-                )
-            state[name] = resample_pos_embed(table, (side, side), grid)
-            report.resized[name] = f"bicubic, {side}x{side} to {grid[0]}x{grid[1]} patches"
-        elif square and _is_sincos(table, side):
-            del state[name]
-            report.resized.pop(name, None)
-            report.dropped[name] = "fixed sine-cosine table, recomputed for any grid"
-        elif name != "decoder.pos_embed":
-            raise UserError(
-                f"{report.path}: {name} is a learned table, not the sine-cosine one: set learned_pos_embed=True."
-            )
-
-
-def _resize_relative_tables(
-    encoder: VisionTransformer, wanted: Mapping[str, Tensor], state: dict[str, Tensor], report: LoadReport
-) -> None:
-    """Fit BEiT's and ViTDet's relative tables to windows of another size, each as its framework does."""
-    grid = (encoder.img_size[0] // encoder.patch_size, encoder.img_size[1] // encoder.patch_size)
-    for name, table in state.items():
-        if name not in wanted or table.shape == wanted[name].shape or table.ndim != wanted[name].ndim:
-            continue
-        if table.shape[-1] != wanted[name].shape[-1]:
-            continue
-        old, new = len(table), len(wanted[name])
-        if name.endswith((".rel_pos_h", ".rel_pos_w")):
-            resized = F.interpolate(table.float().T[None], size=new, mode="linear")[0].T
-            state[name], report.resized[name] = resized.to(table.dtype), f"linear, {old} to {new} offsets (as ViTDet)"
-        elif name.endswith(BEIT_TABLE):
-            side, extra = _offsets(old)
-            window = next((w for w in (grid, ((_offsets(new)[0] + 1) // 2,) * 2) if _length(w) + extra == new), None)
-            if not side or window is None:
-                continue
-            require("timm", "requirements/runtime.txt")
-            from timm.layers import resize_rel_pos_bias_table
-
-            state[name] = resize_rel_pos_bias_table(table, window, tuple(wanted[name].shape)).to(table.dtype)
-            how = f"bicubic on a geometric grid (as BEiT), {(side + 1) // 2}x{(side + 1) // 2} to "
-            report.resized[name] = f"{how}{window[0]}x{window[1]} windows"
-
-
-def _length(window: tuple[int, int]) -> int:
-    """Offsets within a window of (h, w) patches."""
-    return (2 * window[0] - 1) * (2 * window[1] - 1)
-
-
-def _offsets(length: int) -> tuple[int, int]:
-    """Side of a square table of offsets, and its rows for pairs with the class token (3 or none); (0, 0) if neither."""
-    for extra in (3, 0):
-        side = round((length - extra) ** 0.5)
-        if side % 2 and side**2 == length - extra:
-            return side, extra
-    return 0, 0
-
-
-def _no_effect(name: str, tensor: Tensor) -> str | None:
-    """Why a tensor that the model lacks may be left out without changing what the encoder computes."""
-    if re.search(r"\.ls[12]\.gamma$", name) and bool((tensor == 1).all()):
-        return "LayerScale of ones, without effect"
-    if name.endswith((BEIT_TABLE, ".rel_pos_h", ".rel_pos_w")) and not tensor.any():
-        return "relative positions of zeros, without effect"
-    return None
-
-
-def _is_sincos(table: Tensor, side: int) -> bool:
-    if table.shape[2] % 4:
-        return False
-    exact = sincos_table(side, side, table.shape[2], torch.float32, torch.device("cpu"))
-    # Half-precision copies are rounded to 1/256.
-    return torch.allclose(exact, table.float(), atol=1e-5 if table.dtype == torch.float32 else 4e-3)
+        save_file(tensors, temporary, metadata={**(metadata or {}), **said})
 
 
 def _not_allowed(names: list[str], patterns: Iterable[str]) -> list[str]:

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from adpe.errors import UserError
-from adpe.models.pos_embed import sincos_table
+from adpe.models.pos_embed import is_sincos, sincos_table
+from adpe.models.vit import FORM
 
 Framework = Literal["adpe", "timm", "mae", "mmseg", "mmpretrain", "detectron2"]
 
@@ -108,6 +109,9 @@ def to_our_names(
             stacks.setdefault(stage, {})[int(match[2])] = tensor.flatten()
         elif match is None:
             translated[_our_name(name, tensor)] = tensor.squeeze(0) if name.endswith("lookup_table_weight") else tensor
+    form = _form_of_relative_tables(tensors)
+    if form is not None:
+        translated[f"encoder.{FORM}"] = torch.tensor(form)
     for name, rows in stacks.items():
         translated[name] = torch.stack([rows[i] for i in sorted(rows)])
     if not any(name.startswith("encoder.blocks.") for name in translated):
@@ -256,6 +260,20 @@ def _share_bias_table(tensors: dict[str, Tensor]) -> None:
     if table is not None:
         for block in {name.split(".")[1] for name in tensors if name.startswith("blocks.")}:
             tensors[f"blocks.{block}.attn.relative_position_bias_table"] = table
+
+
+def _form_of_relative_tables(tensors: Mapping[str, Tensor]) -> float | None:
+    """1 for the interpolated form, 0 for the discrete one, None where nothing shows it: by the reference's names.
+
+    A pretraining file of its coordinate adversary has shifts; one without shifts, known by its fixed table of absolute
+    positions, is of the discrete form. Its fine-tuning trains that table and leaves the shifts out.
+    """
+    if not any(name.endswith(".rpe_k.lookup_table_weight") for name in tensors):
+        return None
+    if any(re.search(r"\.rpe_k\.(adv|no)_shift$", name) for name in tensors):
+        return 1.0
+    table = tensors.get("pos_embed")
+    return 0.0 if table is not None and is_sincos(table) else None
 
 
 def _our_name(name: str, tensor: Tensor) -> str:

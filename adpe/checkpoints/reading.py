@@ -184,26 +184,65 @@ def _tensors(value: object) -> object:
     return value
 
 
-def read_model_config(path: str | Path) -> dict[str, Any] | None:
-    """The ``model`` of the config that a training checkpoint carries as text in its ``meta``; None if it has none.
+def read_metadata(path: str | Path, raw: Mapping[str, object]) -> dict[str, object]:
+    """What stands beside the tensors of a checkpoint: strings of ``.safetensors``, ``meta`` and plain values of others.
 
-    The text is parsed as literals and calls of ``dict``; nothing in it is executed.
+    Args:
+        raw: of :func:`read_file`.
+
+    Raises:
+        UserError: if the header of a ``.safetensors`` file cannot be read.
+    """
+    if Path(path).suffix != ".safetensors":
+        meta = raw.get("meta")
+        plain = {str(key): value for key, value in raw.items() if isinstance(value, (str, int, float))}
+        return {**plain, **{str(key): value for key, value in (meta if isinstance(meta, Mapping) else {}).items()}}
+    require("safetensors", "requirements/runtime.txt")
+    from safetensors import safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except Exception as error:
+        reason = str(error).partition("\n")[0][:160]
+        raise UserError(f"{path}: its header cannot be read ({reason}). Write or download it again.") from None
+
+
+def training_config(raw: Mapping[str, object]) -> dict[str, Any]:
+    """``model`` and ``train_dataloader`` of the config that a training checkpoint carries as text in its ``meta``.
+
+    The text is parsed as literals and calls of ``dict``; nothing in it is executed. What cannot be parsed, or is no
+    dict, is left out.
+
+    Args:
+        raw: of :func:`read_file`.
+    """
+    meta = raw.get("meta")
+    text = meta.get("cfg") if isinstance(meta, Mapping) else None
+    if not isinstance(text, str):
+        return {}
+    found: dict[str, Any] = {}
+    try:
+        for node in ast.parse(text).body:
+            if not isinstance(node, ast.Assign) or not isinstance(node.targets[0], ast.Name):
+                continue
+            name = node.targets[0].id
+            if name in ("model", "train_dataloader"):
+                value = ast.literal_eval(_DictCalls().visit(node.value))
+                if isinstance(value, dict):
+                    found[name] = value
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        pass
+    return found
+
+
+def read_model_config(path: str | Path) -> dict[str, Any] | None:
+    """The ``model`` of :func:`training_config`; None if the checkpoint has none.
 
     Raises:
         UserError: as :func:`read_file`.
     """
-    meta = read_file(path).get("meta")
-    text = meta.get("cfg") if isinstance(meta, Mapping) else None
-    if not isinstance(text, str):
-        return None
-    try:
-        for node in ast.parse(text).body:
-            if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == ["model"]:
-                model = ast.literal_eval(_DictCalls().visit(node.value))
-                return model if isinstance(model, dict) else None
-    except (SyntaxError, ValueError):
-        pass
-    return None
+    return training_config(read_file(path)).get("model")
 
 
 class _DictCalls(ast.NodeTransformer):
@@ -218,7 +257,9 @@ class _DictCalls(ast.NodeTransformer):
 
 
 def build_model(path: str | Path, model: str | None = None, **options: Any) -> PretrainingMethod | VisionTransformer:
-    """The model that a checkpoint was made with, at its random start; :func:`adpe.load_checkpoint` loads it.
+    """The model that a training checkpoint was made with, at its random start; :func:`adpe.load_checkpoint` loads it.
+
+    For an encoder alone, of any file, see :func:`adpe.load_encoder`.
 
     Args:
         path: a training checkpoint, which knows its model; any other one with `model`.
@@ -241,6 +282,8 @@ def build_model(path: str | Path, model: str | None = None, **options: Any) -> P
             "--model adpe_vit_base_patch16 --set position=relative adversary=coordinate."
         )
     said |= options
+    if said.get("pos_embed_resize") == "resample":  # its name in earlier versions
+        said["pos_embed_resize"] = "timm"
     try:
         if backbone:
             return create_encoder(name, **said)

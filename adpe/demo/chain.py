@@ -27,6 +27,7 @@ from adpe.data.checks.layout import check_coco_root, check_segmentation_root
 from adpe.data.scenes import write_scenes
 from adpe.errors import UserError
 from adpe.files import ROOT, atomic_write
+from adpe.option_values import option_text
 from adpe.suites.training_log import fraction_done
 
 
@@ -74,7 +75,7 @@ class Stage:
         """What a user would type."""
         command = [sys.executable, str(ROOT / "tools/train.py"), str(ROOT / self.config)]
         command += ["--work-dir", str(self.work_dir), "--seed", str(self.seed), "--resume"]
-        return [*command, "--cfg-options", *(f"{name}={value}" for name, value in self.options.items())]
+        return [*command, "--cfg-options", *(f"{name}={option_text(value)}" for name, value in self.options.items())]
 
 
 def run_demo(options: Options, console: Console | None = None) -> Path:

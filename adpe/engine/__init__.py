@@ -8,9 +8,9 @@ from adpe.engine import reproducible as reproducible
 from adpe.engine import runner as runner
 from adpe.engine.hooks import checkpointing as checkpointing
 from adpe.engine.hooks import guards as guards
-from adpe.engine.hooks import pretraining_figures as pretraining_figures
 from adpe.engine.hooks import recording as recording
 from adpe.engine.hooks import silent_failures as silent_failures
+from adpe.engine.hooks import visualization as visualization
 from adpe.engine.optim import lars as lars
 from adpe.engine.optim import layer_decay_constructor as layer_decay_constructor
 from adpe.engine.optim import pretraining_constructor as pretraining_constructor

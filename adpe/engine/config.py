@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
-import ast
 import difflib
 import inspect
 import os
 import re
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.logging import print_log
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from mmengine.utils import import_modules_from_strings
 
+from adpe.engine.options.paths import check_option, deletions_first, places, put, suggest
+from adpe.engine.options.variables import Variables, find_sources
+from adpe.engine.start import settle_start
 from adpe.errors import UserError, require
 from adpe.files import ROOT
 
-# Top-level keys that a config may leave out and --cfg-options may set.
+# Top-level keys that are used by themselves: a config may leave them out, and --cfg-options may set them.
 _TOP_LEVEL = {
     *inspect.signature(Runner.__init__).parameters,
-    "activation_checkpointing", "compile", "custom_imports", "effective_batch", "find_unused_parameters",
-    "model_wrapper_cfg", "record", "record_file", "seed",
-}  # fmt: skip
+    "activation_checkpointing", "compile", "custom_imports", "effective_batch", "efficient_conv_bn_eval",
+    "find_unused_parameters", "model_wrapper_cfg", "precision", "record", "record_file", "runner_type", "seed",
+    "strategy", "sync_bn", "tta_model", "tta_pipeline",
+} - {"self", "cfg"}  # fmt: skip
 # Modules that configs of earlier versions import, to where they are now.
 _MOVED = {"adpe.engine.detection_heads": "adpe.transfer.detection_heads"}
 _SCOPE_PACKAGES = {"mmseg": ("mmcv", "mmseg"), "mmdet": ("mmcv", "mmdet"), "mmpretrain": ("mmcv", "mmpretrain")}
@@ -42,15 +45,18 @@ def find_config(path: str | Path) -> Path:
 def read_config(path: str | Path, options: dict[str, Any] | None = None) -> Config:
     """Read a config, with `options` of the command line put in, and import what it asks for.
 
-    An option that names a variable at the top level of the config or of its bases takes effect where the variable is
-    assigned: everything computed from it follows. Other options replace values in the finished config.
+    A variable at the top level that a config assigns anew over a base takes effect in the base, and an option that
+    names a variable, or a value inside one, where the variable is assigned: everything computed from it follows. Other
+    options replace values in the finished config. What an encoder leaves to the checkpoint that it starts from is
+    filled in (:mod:`adpe.engine.start`).
 
     Args:
-        path: a Python config. Reading it executes it.
-        options: dotted keys and their values, e.g. ``{"train_cfg.max_iters": 100}``.
+        path: a config. Reading it executes it.
+        options: dotted keys and their values, e.g. ``{"train_cfg.max_iters": 100, "norm_cfg.type": "BN"}``.
 
     Raises:
-        UserError: if the file, a base, a key or a required package is missing, or the file is not valid.
+        UserError: if the file, a base, a key or a required package is missing, the file is not valid, an option or a
+            variable of a config over bases changes nothing, or the encoder contradicts its checkpoint.
     """
     path = find_config(path)
     if not path.is_file():
@@ -59,23 +65,13 @@ def read_config(path: str | Path, options: dict[str, Any] | None = None) -> Conf
         names = {Path(name).stem: name for name in known}
         near = difflib.get_close_matches(str(path), known, 3, 0.5)
         near += [names[stem] for stem in difflib.get_close_matches(path.stem, names, 3) if names[stem] not in near]
-        raise UserError(f"config {path} does not exist. " + _list("Did you mean", near or sorted(known)[:5]))
+        raise UserError(f"config {path} does not exist. " + suggest("Did you mean", near or sorted(known)[:5]))
     options = dict(options or {})
-    with tempfile.TemporaryDirectory() as folder:
-        text, variables = _assign(path.resolve(), options, Path(folder))
-        try:
-            cfg = Config.fromfile(text, import_custom_modules=False)
-        except Exception as error:  # a config is a program, which can fail in any way
-            reason = str(error).replace(str(text), str(path)).strip().splitlines() or [""]
-            raise UserError(f"config {path} cannot be read: {type(error).__name__}: {reason[-1]}") from None
-    object.__setattr__(cfg, "_filename", str(path))
-    rest = {name: value for name, value in options.items() if name not in variables}
-    for name in rest:
-        _check_option(cfg.to_dict(), name)
-    try:
-        cfg.merge_from_dict(rest)
-    except (KeyError, TypeError) as error:
-        raise UserError(f"--cfg-options: {error}") from None
+    variables = Variables(find_sources(path.resolve()), _TOP_LEVEL)
+    cfg = variables.read(options)
+    values = _with_options(cfg.to_dict(), options)
+    _check_effects(variables, options, values)
+    cfg = Config(values, cfg_text=cfg.text, filename=str(path), env_variables=cfg.env_variables)
     for package in _SCOPE_PACKAGES.get(cfg.get("default_scope", ""), ()):
         require(package, "requirements/mm.txt")
     if cfg.get("custom_imports"):
@@ -90,77 +86,60 @@ def read_config(path: str | Path, options: dict[str, Any] | None = None) -> Conf
             raise UserError(
                 f"config {path}: custom_imports: {error}{cause}. `make doctor` checks what is installed."
             ) from error
+    settle_start(cfg)
     return cfg
 
 
-def _assign(path: Path, options: dict[str, Any], folder: Path) -> tuple[Path, set[str]]:
-    """Give top-level variables of a config and its bases the values of `options`.
+def _with_options(cfg: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    """A copy of a finished config with options put in."""
+    for option, value in deletions_first(options).items():
+        check_option(cfg, option, _TOP_LEVEL)
+        try:
+            cfg = put(cfg, option.split("."), value)
+        except KeyError as error:
+            raise UserError(f"--cfg-options {option}: {error.args[0]}") from None
+    return cfg
 
-    Returns:
-        the file to read (a changed copy in `folder`, or `path`) and the options that it took.
+
+def _check_effects(variables: Variables, options: dict[str, Any], cfg: dict[str, Any]) -> None:
+    """Refuse options and variables of a config over bases that change nothing but themselves.
+
+    Args:
+        variables: of the config.
+        options: that were put in.
+        cfg: the finished config.
     """
-    try:
-        source = path.read_text()
-        tree = ast.parse(source)
-    except (SyntaxError, UnicodeDecodeError) as error:
-        where = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
-        raise UserError(f"config {path}{where} is not valid Python: {error}") from None
-    taken: set[str] = set()
-    changed = False
-    for node in tree.body:
-        if not isinstance(node, ast.Assign) or len(node.targets) != 1 or not isinstance(node.targets[0], ast.Name):
+    for option, value in options.items():
+        name = option.partition(".")[0]
+        if name in _TOP_LEVEL:
             continue
-        name = node.targets[0].id
-        if name == "_base_":
-            bases = ast.literal_eval(node.value)
-            files = []
-            for base in [bases] if isinstance(bases, str) else bases:
-                if "::" in base:
-                    files.append(base)
-                    continue
-                file = (path.parent / base).resolve()
-                if not file.is_file():
-                    near = difflib.get_close_matches(file.name, [p.name for p in file.parent.glob("*.py")], 3, 0.7)
-                    raise UserError(f"config {path}: base {base} does not exist. " + _list("Did you mean", near))
-                copy, took = _assign(file, options, folder)
-                taken |= took
-                changed |= bool(took)
-                files.append(str(copy))
-            node.value = ast.copy_location(ast.parse(repr(files), mode="eval").body, node.value)
-        elif name in options and not isinstance(options[name], dict):
-            node.value = ast.copy_location(ast.parse(repr(options[name]), mode="eval").body, node.value)
-            taken.add(name)
-            changed = True
-    if not changed:
-        return path, taken
-    copy = Path(tempfile.mkdtemp(dir=folder)) / path.name
-    copy.write_text(ast.unparse(tree))
-    return copy, taken
-
-
-def _check_option(cfg: dict[str, Any], option: str) -> None:
-    """Raise UserError if a dotted key leads nowhere."""
-    node: Any = cfg
-    keys = option.split(".")
-    for depth, key in enumerate(keys):
-        last = depth == len(keys) - 1
-        if isinstance(node, (list, tuple)):
-            if not key.isdigit() or int(key) >= len(node):
-                raise UserError(f"--cfg-options {option}: {key} is not one of 0..{len(node) - 1}.")
-            node = node[int(key)]
-        elif isinstance(node, dict) and key in node:
-            node = node[key]
-        else:
-            siblings = list(node) if isinstance(node, dict) else []
-            known = {*siblings, *_TOP_LEVEL} if depth == 0 else siblings
-            near = difflib.get_close_matches(key, known, 3, 0.7)
-            # A new argument of a known component is allowed; the component refuses one it does not have.
-            if isinstance(node, dict) and last and (key in _TOP_LEVEL if depth == 0 else not near):
-                return
+        others = {key: other for key, other in options.items() if key != option}
+        without = _with_options(variables.read(others).to_dict(), others)
+        old = without.pop(name, None)
+        same = without == {key: item for key, item in cfg.items() if key != name} and old != cfg[name]
+        rest = option.partition(".")[2]
+        found = [f"{key}.{rest}" if rest else key for key in places(cfg, name, old)]
+        # Another key may be read by a component of the user's own.
+        if same and (found or name in variables.names):
             raise UserError(
-                f"--cfg-options {option}: the config has no {'.'.join(keys[: depth + 1])}. "
-                + _list("Did you mean", near or sorted(siblings)[:8])
+                f"--cfg-options {option}={value} would change nothing: in {variables.source.path} nothing is computed "
+                f"from {name}, or what is has been given a value of its own. {_instead(found)}"
             )
+    for name in variables.without_effect():
+        if name in options:
+            continue
+        known = list(places(cfg, name, cfg.get(name)))
+        near = difflib.get_close_matches(name, {*variables.names, *_TOP_LEVEL}, 3, 0.75)
+        if known or near:
+            raise UserError(
+                f"config {variables.source.path}: {name} changes nothing: nothing is computed from it. "
+                + (suggest("Did you mean", near) if near else _instead(known))
+            )
+        print_log(f"config {variables.source.path}: {name} changes nothing: nothing is computed from it.", level=30)
+
+
+def _instead(keys: list[str]) -> str:
+    return f"Set {', '.join(keys[:4])}." if keys else "Set the key that it is meant for."
 
 
 def check_files(cfg: Config, loaders: Iterable[str]) -> None:
@@ -175,9 +154,9 @@ def check_files(cfg: Config, loaders: Iterable[str]) -> None:
     """
     for loader in loaders:
         if cfg.get(loader):
-            for key, dataset in _dicts(cfg[loader].get("dataset"), f"{loader}.dataset"):
+            for key, dataset in dicts(cfg[loader].get("dataset"), f"{loader}.dataset"):
                 _check_dataset(key, dataset)
-    for key, node in _dicts(cfg.get("model"), "model"):
+    for key, node in dicts(cfg.get("model"), "model"):
         if node.get("type") == "Pretrained":
             _check_path(f"{key}.checkpoint", node.get("checkpoint"))
     _check_path("load_from", cfg.get("load_from"))
@@ -210,15 +189,15 @@ def _check_path(key: str, value: Any) -> None:
         )
 
 
-def _dicts(node: Any, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def dicts(node: Any, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """All dicts inside `node`, with their dotted keys."""
     if isinstance(node, dict):
         yield key, node
         for name, value in node.items():
-            yield from _dicts(value, f"{key}.{name}")
+            yield from dicts(value, f"{key}.{name}")
     elif isinstance(node, (list, tuple)):
         for index, value in enumerate(node):
-            yield from _dicts(value, f"{key}.{index}")
+            yield from dicts(value, f"{key}.{index}")
 
 
 def mistake_in_config(error: Exception) -> UserError | None:
@@ -245,10 +224,5 @@ def mistake_in_config(error: Exception) -> UserError | None:
     return UserError(
         f"the config names {match[1]}, which is not a registered {match[3]} (default_scope "
         f"{scope.scope_name if scope else 'mmengine'}). "
-        + (_list("Did you mean", near) if near else "Is the module that defines it in custom_imports?")
+        + (suggest("Did you mean", near) if near else "Is the module that defines it in custom_imports?")
     )
-
-
-def _list(words: str, names: Iterable[str]) -> str:
-    names = list(names)
-    return f"{words}: {', '.join(names)}?" if names else ""

@@ -11,22 +11,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.config import Config, ConfigDict
 
 from adpe.distributed import port_in_use
-from adpe.engine.config import check_files, mistake_in_config, read_config
+from adpe.engine.config import check_files, dicts, mistake_in_config, read_config
 from adpe.engine.effective_batch import apply_effective_batch
 from adpe.engine.hooks.checkpointing import latest_checkpoint, read_training_checkpoint
 from adpe.engine.hooks.defaults import complete_hooks, complete_visualizer
 from adpe.engine.hooks.recording import config_sha256
+from adpe.engine.options.conflicts import check_command_line, check_length, check_runner
 from adpe.engine.precision import request_precision, settle_precision
 from adpe.engine.processes import check_launcher, join, lock_work_dir, lost_process, unlock_work_dirs
 from adpe.engine.reproducible import make_reproducible
 from adpe.engine.resolved_protocol import swept_paths, task_protocol
 from adpe.engine.runner import AdPERunner
+from adpe.engine.start import settle_start
 from adpe.errors import EXIT_INTERRUPTED, EXIT_LOST, EXIT_MISTAKE, EXIT_PREEMPTED, UserError, print_error
 from adpe.evaluations.unrounded import use_unrounded_metrics
 from adpe.files import atomic_write
+from adpe.option_values import OptionAction
 from adpe.transfer.tta import use_tta
 
 _VALIDATION = ("val_dataloader", "val_cfg", "val_evaluator")
@@ -57,7 +60,7 @@ def _parser(description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("config", help="a config file; it is Python, and is executed")
     parser.add_argument("--work-dir", help="folder for logs and checkpoints; default: work_dirs/<name of the config>")
-    parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="change the config")
+    parser.add_argument("--cfg-options", nargs="+", action=OptionAction, metavar="KEY=VALUE", help="change the config")
     parser.add_argument("--launcher", choices=["none", "pytorch", "slurm"], default="none")
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
     return parser
@@ -128,10 +131,15 @@ def train(args: argparse.Namespace) -> AdPERunner:
             f"config {cfg.filename} sets {' and '.join(given)}, but {missing} is None: to train without validation set "
             f"all three, --cfg-options {' '.join(f'{name}=None' for name in _VALIDATION)}."
         )
+    check_length(cfg)
     check_files(cfg, ["train_dataloader", "val_dataloader"])
     cfg.randomness = ConfigDict(cfg.get("randomness") or {})
     if args.seed is not None:
         cfg.randomness.seed = args.seed
+        # In a config that was written by a run, nothing is computed from its seed.
+        for _, node in dicts(cfg.train_dataloader.get("dataset"), "dataset"):
+            if isinstance(node.get("seed"), int):
+                node["seed"] = args.seed
     if cfg.randomness.get("seed") is None:
         raise UserError(f"config {cfg.filename} sets no randomness.seed: give --seed, so that the run can be repeated.")
     if args.deterministic:
@@ -181,6 +189,7 @@ def test(args: argparse.Namespace) -> dict[str, float]:
             raise UserError(f"config {cfg.filename} has no {name}, which testing needs.")
     read_training_checkpoint(args.checkpoint)  # found unreadable before the model and the data are built
     cfg.load_from, cfg.resume = args.checkpoint, False
+    settle_start(cfg, args.checkpoint)
     # The weights come from the checkpoint that is tested.
     for node in (cfg.model, cfg.model.get("backbone") or {}):
         node.pop("init_cfg", None)
@@ -209,9 +218,12 @@ def test(args: argparse.Namespace) -> dict[str, float]:
 
 def _config(args: argparse.Namespace) -> Config:
     options = dict(args.cfg_options or {})
-    if getattr(args, "seed", None) is not None:
-        options["seed"] = args.seed
+    seed = getattr(args, "seed", None)
+    check_command_line(options, {"seed": seed, "randomness.seed": seed, "work_dir": args.work_dir})
+    if seed is not None:
+        options["seed"] = seed
     cfg = read_config(args.config, options)
+    check_runner(cfg)
     cfg.launcher = args.launcher
     cfg.work_dir = args.work_dir or cfg.get("work_dir") or os.path.join("work_dirs", Path(args.config).stem)
     try:
@@ -240,6 +252,8 @@ def _find_resumed(cfg: Config, resume: str | None) -> int | None:
         path, meta = Path(resume), read_training_checkpoint(resume)["meta"]
     if "iter" not in meta:
         raise UserError(f"{path} holds weights only; to start from them use --cfg-options load_from={path}.")
+    if cfg.get("load_from") not in (None, str(path), resume):
+        _say(f"resuming from {path}: load_from = {cfg.load_from} is where it began, and is not read again")
     cfg.load_from, cfg.resume = str(path), True
     if cfg.get("precision") == "auto":
         # Not measured anew: a resumed run gives what an uninterrupted one gives.

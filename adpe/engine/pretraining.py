@@ -16,6 +16,7 @@ from torch import Tensor
 
 from adpe.checkpoints.loading import save_checkpoint
 from adpe.data.multicrop import IMAGENET_MEAN, IMAGENET_STD, normalize_crops
+from adpe.engine.specifying import specification_of_run
 from adpe.engine.unwrapped import unwrapped
 from adpe.methods.base import Progress
 from adpe.methods.factory import autoencoder_of, create_method
@@ -63,7 +64,12 @@ class AdPEPretraining(BaseModel):
         compile: compile the blocks with ``torch.compile``.
         data_preprocessor: config; :class:`AdPECropsPreprocessor` if None.
         options: of the method and of the encoder.
+
+    Attributes:
+        crop_size: (height, width) in pixels of the first group of views that it was last trained on; None before.
     """
+
+    crop_size: tuple[int, int] | None = None
 
     def __init__(
         self,
@@ -89,6 +95,7 @@ class AdPEPretraining(BaseModel):
         """
         if mode == "loss":
             views = [inputs.unsqueeze(1)] if isinstance(inputs, Tensor) else inputs
+            self.crop_size = (views[0].shape[-2], views[0].shape[-1])
             return self.model.losses(views, training_progress())
         images = inputs if isinstance(inputs, Tensor) else inputs[0].flatten(0, 1)
         return self.model.forward_features(images)
@@ -107,7 +114,8 @@ def training_progress() -> Progress:
 class AdPEExportHook(Hook):
     """Writes the encoder alone to ``<work_dir>/encoder.safetensors`` at the end of pretraining, for transfer.
 
-    Nothing else of the method is in it: no mask token, adversary, decoder or teacher.
+    Nothing else of the method is in it: no mask token, adversary, decoder or teacher. What the encoder is and where it
+    comes from is (:class:`adpe.models.specification.ModelSpecification`).
     """
 
     @master_only
@@ -115,5 +123,5 @@ class AdPEExportHook(Hook):
         method = unwrapped(runner.model).model
         path = Path(runner.work_dir) / "encoder.safetensors"
         state = {f"encoder.{name}": tensor for name, tensor in method.exported().state_dict().items()}
-        save_checkpoint(state, path, {"config": str(runner.cfg.filename), "iterations": str(runner.iter)})
+        save_checkpoint(state, path, specification=specification_of_run(runner))
         runner.logger.info(f"The encoder is in {path}")

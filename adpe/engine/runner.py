@@ -8,18 +8,25 @@ from typing import Any
 
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
+from mmengine.logging import print_log
 from mmengine.model import BaseTTAModel
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from torch import nn
+from torch.utils.data import DataLoader
 
 from adpe.engine.activation_checkpointing import checkpoint_activations
 from adpe.engine.hooks.checkpointing import make_plain, read_training_checkpoint
 from adpe.engine.precision import precision_of
 from adpe.engine.reproducible import position, set_random_state
+from adpe.engine.resumption import Division, Resumption
+from adpe.engine.schedules import fit_schedule
+from adpe.engine.specifying import specification_of_run
 from adpe.engine.unwrapped import unwrapped
 from adpe.errors import UserError
 from adpe.files import atomic_write
+from adpe.models.specification import KEY
+from adpe.models.vit import FORM
 
 
 @RUNNERS.register_module()
@@ -35,10 +42,40 @@ class AdPERunner(Runner):
     strict_load = False
     source: tuple[Any, Sequence[str], dict[str, Any] | None]
     _random_state: dict[str, Any] | None = None
+    _resumption: Resumption | None = None
 
     def register_default_hooks(self, hooks: dict[str, Any] | None = None) -> None:
         """As mmengine's, and None switches off any hook of ``default_hooks``, not only mmengine's own."""
         super().register_default_hooks({name: Hook() if hook is None else hook for name, hook in (hooks or {}).items()})
+
+    @staticmethod
+    def build_dataloader(
+        dataloader: DataLoader | dict[str, Any], seed: int | None = None, diff_rank_seed: bool = False
+    ) -> DataLoader:
+        """As mmengine's; without workers (``num_workers=0``) what is about workers alone is left out."""
+        if isinstance(dataloader, dict) and not dataloader.get("num_workers", 0):
+            about = {"persistent_workers", "prefetch_factor", "multiprocessing_context"}
+            given = sorted(name for name in about if dataloader.get(name))
+            if given:
+                print_log(f"num_workers = 0: {', '.join(given)} left out, which need workers", "current")
+            dataloader = {name: value for name, value in dataloader.items() if name not in about}
+        return Runner.build_dataloader(dataloader, seed, diff_rank_seed)
+
+    def build_param_scheduler(self, scheduler: Any) -> Any:
+        """As mmengine's, for trainings of any length: see :func:`adpe.engine.schedules.fit_schedule`."""
+
+        def fit(node: Any) -> Any:
+            if isinstance(node, dict) and "type" not in node:
+                return {name: fit(part) for name, part in node.items()}
+            parts = node if isinstance(node, (list, tuple)) else [node]
+            if not all(isinstance(part, dict) for part in parts):
+                return node
+            kept, notes = fit_schedule(list(parts), self.max_iters, self.max_epochs, len(self.train_dataloader))
+            for note in notes:
+                self.logger.warning(f"param_scheduler: {note}")
+            return kept
+
+        return super().build_param_scheduler(fit(scheduler))
 
     def call_hook(self, fn_name: str, **kwargs: Any) -> None:
         """As mmengine's, and after all hooks saw a checkpoint, whichever saves it, it is reduced to plain types."""
@@ -64,8 +101,15 @@ class AdPERunner(Runner):
         if not is_main_process():
             return
         path = Path(out_dir, filename)
-        # For a run that measures which precision to take, and is resumed.
-        kwargs["meta"] = {**(kwargs.get("meta") or {}), "precision": precision_of(self.cfg.get("optim_wrapper") or {})}
+        kwargs["meta"] = {
+            **(kwargs.get("meta") or {}),
+            # For a run that measures which precision to take, and is resumed.
+            "precision": precision_of(self.cfg.get("optim_wrapper") or {}),
+            "division": tuple(Division.of(self)),
+        }
+        specification = specification_of_run(self)
+        if specification is not None:
+            kwargs["meta"][KEY] = specification.to_json()
         try:
             with atomic_write(path) as temporary:
                 super().save_checkpoint(out_dir, temporary.name, *args, **kwargs)
@@ -93,13 +137,16 @@ class AdPERunner(Runner):
         """
         checkpoint = read_training_checkpoint(filename, map_location)
         self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
+        if self._resumption is not None:
+            self._resumption.check(checkpoint, filename)
         model: nn.Module = unwrapped(self.model)
         if isinstance(model, BaseTTAModel):
             model = model.module
         prefixed = all(name.startswith("module.") for name in checkpoint["state_dict"])
         state = {name.removeprefix("module.") if prefixed else name: t for name, t in checkpoint["state_dict"].items()}
         own = model.state_dict()
-        missing = [name for name in own if name not in state]
+        # Checkpoints of earlier versions lack the buffer that names the form of relative positions.
+        missing = [name for name in own if name not in state and not name.endswith(FORM)]
         unexpected = [name for name in state if name not in own]
         shapes = [
             f"{name} is {tuple(state[name].shape)} instead of {tuple(own[name].shape)}"
@@ -119,7 +166,11 @@ class AdPERunner(Runner):
             )
         if faults:
             self.logger.warning(f"{filename}: parameters {'; '.join(faults)}")
-        model.load_state_dict(fitting, strict=False)
+        try:
+            model.load_state_dict(fitting, strict=False)
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1].strip()
+            raise UserError(f"{filename} does not fit the config's model ({type(model).__name__}): {reason}") from None
         self._has_loaded = True
         self._random_state = checkpoint.get("random_state")
         self.logger.info(f"Load checkpoint from {filename}")
@@ -129,9 +180,16 @@ class AdPERunner(Runner):
         """Nothing: the launcher writes the config as it was before it was fitted to processes and device."""
 
     def resume(self, filename: str, *args: Any, **kwargs: Any) -> None:
-        """Resume from a training checkpoint of ours or mmengine's: all states and the position in the data."""
+        """Resume from a training checkpoint of ours or mmengine's: all states and the position in the data.
+
+        Raises:
+            UserError: if the checkpoint cannot be continued with this config (`adpe.engine.resumption`).
+        """
         self.strict_load = True
+        self._resumption = Resumption(self)
         super().resume(filename, *args, **kwargs)
+        self._resumption.finish()
+        self._resumption = None
         if self._random_state is not None and is_main_process():
             set_random_state(self._random_state)
         position(self.train_loop)

@@ -14,31 +14,35 @@ from torch import Tensor, nn
 
 from adpe.errors import UserError, require
 from adpe.evaluations.knn import GlobalPool, knn_votes, pool_tokens
-from adpe.models.factory import create_encoder
 from adpe.models.vit import VisionTransformer
-from adpe.transfer.initialisation import start_encoder
+from adpe.transfer.initialisation import options_of_start, start_encoder
 
 
 class _EncoderModel(BaseModel):
     """An encoder that starts from a checkpoint or at random, pooled to one vector an image.
 
     Args:
-        model: name for :func:`adpe.create_encoder`.
+        model: name for :func:`adpe.create_encoder`; None for the size of the checkpoint.
         global_pool: "avg", the mean of the patch tokens, or "token", the class token.
         init_cfg: ``dict(type="Pretrained", checkpoint=PATH)`` loads through :func:`adpe.load_checkpoint`, which fails
             below full coverage of the encoder; ``allow_missing=[...]`` names what may keep its start. None starts at
             random.
         data_preprocessor: config; mmengine's, which moves a batch to the device, if None.
-        options: of :class:`adpe.VisionTransformer`.
+        options: of :class:`adpe.VisionTransformer`. What is left out, or None, is what the checkpoint says of itself.
     """
 
     def __init__(
-        self, model: str, global_pool: GlobalPool, init_cfg: dict | None, data_preprocessor: dict | None, options: dict
+        self,
+        model: str | None,
+        global_pool: GlobalPool,
+        init_cfg: dict | None,
+        data_preprocessor: dict | None,
+        options: dict,
     ) -> None:
         super().__init__(data_preprocessor)
         self.init_cfg = dict(init_cfg) if init_cfg else None
         try:
-            self.backbone: VisionTransformer = create_encoder(model, **options)
+            self.backbone = VisionTransformer(**options_of_start(model, options, init_cfg, type(self).__name__))
             pool_tokens(torch.zeros(1, 1, 1), self.backbone.num_prefix_tokens, global_pool)
         except (TypeError, ValueError) as error:
             raise UserError(f"{type(self).__name__}: {error}") from None
@@ -72,7 +76,7 @@ class AdPEClassifier(_EncoderModel):
     probe (arXiv 2111.06377, table 10), on pooled features after the final norm.
 
     Args:
-        model: name for :func:`adpe.create_encoder`.
+        model: name for :func:`adpe.create_encoder`; None for the size of the checkpoint.
         num_classes: of the head.
         global_pool: "avg" or "token".
         frozen: train the head alone.
@@ -91,7 +95,7 @@ class AdPEClassifier(_EncoderModel):
 
     def __init__(
         self,
-        model: str,
+        model: str | None,
         num_classes: int,
         global_pool: GlobalPool = "avg",
         frozen: bool = False,
@@ -193,7 +197,7 @@ class AdPEKNNClassifier(_EncoderModel):
     `AdPEFeatureBankHook` gives it the features of the training images before it predicts.
 
     Args:
-        model: name for :func:`adpe.create_encoder`.
+        model: name for :func:`adpe.create_encoder`; None for the size of the checkpoint.
         num_classes: number of classes.
         global_pool: "avg" or "token".
         k: neighbours.
@@ -208,7 +212,7 @@ class AdPEKNNClassifier(_EncoderModel):
 
     def __init__(
         self,
-        model: str,
+        model: str | None,
         num_classes: int,
         global_pool: GlobalPool = "avg",
         k: int = 20,

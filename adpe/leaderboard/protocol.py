@@ -45,7 +45,7 @@ FREE_HOOKS = (
     "learning_rate_guard", "gradient_guard", "adversary_guard", "evaluation_guard", "label_guard",
 )  # fmt: skip
 _ABSENT = "absent"
-_ORDER = ("facts", "config", "optimizer", "model", "data")
+_ORDER = ("facts", "config", "model", "optimizer", "data")
 
 
 class Change(NamedTuple):

@@ -305,6 +305,8 @@ def build_adversary(
     """
     if mode not in get_args(Mode):
         raise ValueError(f"adversary must be embedding, coordinate, random or None; got {mode!r}.")
+    if position == "none":
+        raise ValueError(f"adversary={mode!r} acts on positions, and position='none' has none.")
     if variant != "masked_keys" and (position == "absolute" or mode != "embedding"):
         raise ValueError(f"adversary_variant={variant!r} is of the embedding adversary on relative positions alone.")
     if mode == "random" and norm is None:

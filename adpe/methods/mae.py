@@ -70,7 +70,7 @@ class MAE(PretrainingMethod):
         super().__init__()
         if not 0 < mask_ratio < 1:
             raise ValueError(f"mask_ratio must lie between 0 and 1, got {mask_ratio}.")
-        if self.mask_tokens == "decoder" and encoder.position != "absolute":
+        if self.mask_tokens == "decoder" and encoder.relative:
             raise ValueError("Relative positions need mask tokens before the encoder: method='mae_plus' or 'adpe'.")
         if encoder.cls_token is None or encoder.needs_grid:
             raise ValueError("Pretraining needs a class token, and no windows, use_rel_pos or use_rel_pos_bias.")
@@ -84,9 +84,8 @@ class MAE(PretrainingMethod):
         self.mask_ratio = mask_ratio
         self.norm_pix_loss = norm_pix_loss
         patch_dim = encoder.patch_embed.proj.in_channels * encoder.patch_size**2
-        relative = encoder.position != "absolute"
         self.decoder = Decoder(
-            encoder.embed_dim, patch_dim, decoder_embed_dim, decoder_depth, decoder_num_heads, relative
+            encoder.embed_dim, patch_dim, decoder_embed_dim, decoder_depth, decoder_num_heads, encoder.relative
         )
         dim = encoder.embed_dim if self.mask_tokens == "encoder" else decoder_embed_dim
         self.mask_token: nn.Parameter | None = nn.Parameter(torch.randn(1, 1, dim) * 0.02)

@@ -34,8 +34,12 @@ def encoder_options(name: str) -> dict[str, int]:
 
 
 def create_encoder(name: str, **options: Any) -> VisionTransformer:
-    """Encoder of a named size; `options` go to :class:`VisionTransformer` and may override the size."""
-    return VisionTransformer(**{**encoder_options(name), **options})
+    """Encoder of a named size; `options` go to :class:`VisionTransformer` and may override the size.
+
+    An option that is None is as if it were left out.
+    """
+    given = {key: value for key, value in options.items() if value is not None}
+    return VisionTransformer(**{**encoder_options(name), **given})
 
 
 def register_with_timm() -> None:

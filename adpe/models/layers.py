@@ -75,6 +75,7 @@ class Block(nn.Module):
         relative: contextual relative positions, see :class:`adpe.models.attention.Attention`.
         drop_path_rate: stochastic depth of both branches.
         init_values: start of LayerScale; None has none.
+        norm_eps: of both LayerNorms.
         attention: further options of :class:`adpe.models.attention.Attention`.
     """
 
@@ -86,13 +87,14 @@ class Block(nn.Module):
         relative: bool = False,
         drop_path_rate: float = 0.0,
         init_values: float | None = None,
+        norm_eps: float = 1e-6,
         **attention: Any,
     ) -> None:
         super().__init__()
-        self.norm1 = LayerNorm(dim)
+        self.norm1 = LayerNorm(dim, eps=norm_eps)
         self.attn = Attention(dim, num_heads, relative, **attention)
         self.ls1 = nn.Identity() if init_values is None else LayerScale(dim, init_values)
-        self.norm2 = LayerNorm(dim)
+        self.norm2 = LayerNorm(dim, eps=norm_eps)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
         self.ls2 = nn.Identity() if init_values is None else LayerScale(dim, init_values)
         self.drop_path = DropPath(drop_path_rate)

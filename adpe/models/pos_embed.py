@@ -84,6 +84,27 @@ def sincos_table(h: int, w: int, dim: int, dtype: torch.dtype, device: torch.dev
         return torch.cat([torch.zeros_like(code[:1]), code]).to(dtype).unsqueeze(0)
 
 
+def square_side(table: Tensor | None) -> int:
+    """Patches along a side of the square grid of a table ``(1, [1 +] side ** 2, D)``; 0 if there is none."""
+    if table is None or table.ndim != 3:
+        return 0
+    for rows in (table.shape[1] - 1, table.shape[1]):
+        side = round(max(rows, 0) ** 0.5)
+        if side and rows == side**2:
+            return side
+    return 0
+
+
+def is_sincos(table: Tensor) -> bool:
+    """Whether a table ``(1, [1 +] side ** 2, D)`` is the fixed sine-cosine one, by its values."""
+    side = square_side(table)
+    if not side or table.shape[2] % 4:
+        return False
+    exact = sincos_table(side, side, table.shape[2], torch.float32, torch.device("cpu"))[:, -table.shape[1] :]
+    # Half-precision copies are rounded to 1/256.
+    return torch.allclose(exact, table.float(), atol=1e-5 if table.dtype == torch.float32 else 4e-3)
+
+
 def piecewise_index(offset: Tensor) -> Tensor:
     """Continuous piecewise index of signed offsets (iRPE eq. 18), in ``[-BETA, BETA]``, differentiable.
 

@@ -1,6 +1,6 @@
 """The one vision transformer: pretraining, classification, segmentation and detection all use this encoder.
 
-Pre-norm blocks, LayerNorm eps 1e-6, qkv bias, GELU MLP x4 (ViT, arXiv 2010.11929; MAE, arXiv 2111.06377), with fixed
+Pre-norm blocks, LayerNorm, qkv bias, GELU MLP x4 (ViT, arXiv 2010.11929; MAE, arXiv 2111.06377), with fixed
 sine-cosine or learned absolute positions and, optionally, contextual relative positions in every attention layer
 (iRPE, arXiv 2107.14222), windows and decomposed relative positions (ViTDet, arXiv 2203.16527), BEiT's relative bias and
 LayerScale (arXiv 2106.08254). Parameter names are timm's, plus `attn.rel_pos_table`, ViTDet's `attn.rel_pos_h` and
@@ -10,19 +10,20 @@ LayerScale (arXiv 2106.08254). Parameter names are timm's, plus `attn.rel_pos_ta
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, cast, get_args
+from typing import Any, Literal, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adpe.models.attention import Attention, RelativeQuery, RelativeTerm
+from adpe.models.describe import describe_positions
 from adpe.models.layers import Block, LayerNorm, PatchEmbed, init_linear, run_blocks
-from adpe.models.pos_embed import cached_table, relative_weights, sincos_table
+from adpe.models.options import LearnedPosEmbed, Position, Size, check_shapes, check_words
+from adpe.models.pos_embed import relative_weights, sincos_table
+from adpe.models.resampling import PosEmbedResize, resample_pos_embed, resampled_sincos
 
-Position = Literal["absolute", "relative", "relative_interpolated"]
-PosEmbedResize = Literal["recompute", "resample"]
-Size = int | tuple[int, int]
+# The buffer of encoders with relative positions that says in every file which form reads their tables.
+FORM = "rel_pos_interpolated"
 
 
 class VisionTransformer(nn.Module):
@@ -38,26 +39,30 @@ class VisionTransformer(nn.Module):
         num_heads: heads H.
         mlp_ratio: hidden width of the MLP over D.
         position: "absolute" positions alone, or with "relative" (discrete buckets) or "relative_interpolated" terms in
-            every block.
+            every block; "none" adds nothing to the tokens, as BEiT, which has `use_rel_pos_bias` alone.
         relative_query: what the relative table is multiplied by: the "scaled" query ``q / sqrt(d)``, as in pretraining,
             or the "unscaled" one, as in the reference's fine-tuning encoder, where the same table thus weighs sqrt(d)
             times more (measured on its goldens; the paper does not mention it).
-        learned_pos_embed: learn `pos_embed` instead of the fixed sine-cosine table.
+        learned_pos_embed: train `pos_embed`, which starts as the sine-cosine table, or as that of a checkpoint: True
+            for a table of `img_size`, resized once when it is loaded (MAE, AdPE, mmseg); "pretraining" for one of
+            `pretrain_img_size` (224 if that is not known), resized in every forward pass (detectron2's ViTDet). False
+            adds a fixed table.
         drop_path_rate: stochastic depth of the last block; it grows linearly from 0 at the first.
         num_classes: 0 for features; otherwise the mean of the patch tokens, `fc_norm` and a linear `head` (std 2e-5)
             replace the final norm, as in MAE's fine-tuning.
         grad_checkpointing: recompute every block in the backward pass instead of keeping its activations.
         class_token: have one. Windows have no place for it: ViTDet drops it, and so does ``class_token=False``;
             nothing else changes its name, and a learned `pos_embed` keeps the class token's row, unused.
-        pos_embed_resize: "recompute" makes the sine-cosine table of the grid at hand, exactly; "resample" resizes the
-            one of `pretrain_img_size`, or the learned one, like timm's ``resample_abs_pos_embed``. None is the first
-            for the fixed table and the second for a learned one.
-        pretrain_img_size: pixels, or (height, width), whose sine-cosine table is resampled; None is `img_size`.
+        pos_embed_resize: how a table of another grid is fitted, see :mod:`adpe.models.resampling`. None is "bicubic";
+            but a fixed table of an encoder that knows of no pretraining is made for the grid at hand ("recompute").
+        pretrain_img_size: pixels, or (height, width), of pretraining, whose sine-cosine table is resampled. None takes
+            what a checkpoint says when it is loaded.
         window_size: patches along a side of attention windows, see :mod:`adpe.models.windows`; 0 has none.
         global_attn_indexes: blocks that attend to the whole image all the same.
         use_rel_pos: decomposed relative positions, with tables for `img_size`, or for the window in windowed blocks.
         use_rel_pos_bias: BEiT's relative position bias, a table a block for the same grids.
         init_values: start of LayerScale (0.1 in BEiT-Base and mmseg's MAE); None has none.
+        norm_eps: of every LayerNorm.
 
     Raises:
         ValueError: if widths do not divide, an option is unknown, or options do not go together.
@@ -74,7 +79,7 @@ class VisionTransformer(nn.Module):
         mlp_ratio: float = 4.0,
         position: Position = "absolute",
         relative_query: RelativeQuery = "scaled",
-        learned_pos_embed: bool = False,
+        learned_pos_embed: LearnedPosEmbed = False,
         drop_path_rate: float = 0.0,
         num_classes: int = 0,
         grad_checkpointing: bool = False,
@@ -86,29 +91,11 @@ class VisionTransformer(nn.Module):
         use_rel_pos: bool = False,
         use_rel_pos_bias: bool = False,
         init_values: float | None = None,
+        norm_eps: float = 1e-6,
     ) -> None:
         super().__init__()
-        if position not in get_args(Position):
-            raise ValueError(f"position must be one of {', '.join(get_args(Position))}; got {position!r}.")
-        if relative_query not in get_args(RelativeQuery):
-            raise ValueError(f"relative_query must be scaled or unscaled; got {relative_query!r}.")
-        if embed_dim % num_heads or embed_dim % 4:
-            raise ValueError(f"embed_dim {embed_dim} must be divisible by 4 and by num_heads {num_heads}.")
-        if pos_embed_resize not in (None, *get_args(PosEmbedResize)):
-            raise ValueError(f"pos_embed_resize must be recompute, resample or None; got {pos_embed_resize!r}.")
-        if learned_pos_embed and (pos_embed_resize == "recompute" or pretrain_img_size is not None):
-            raise ValueError(
-                "A learned pos_embed has the length of img_size and is resampled: with learned_pos_embed, leave "
-                "pos_embed_resize and pretrain_img_size out."
-            )
-        if window_size and class_token:
-            raise ValueError(f"window_size={window_size} needs class_token=False: windows have no place for it.")
-        bad = [i for i in global_attn_indexes if not 0 <= i < depth]
-        if window_size < 0 or bad or (global_attn_indexes and not window_size):
-            raise ValueError(
-                f"global_attn_indexes={list(global_attn_indexes)} with window_size={window_size}: expected blocks "
-                f"0..{depth - 1} and a window of at least one patch."
-            )
+        check_words(position, relative_query, pos_embed_resize, learned_pos_embed, norm_eps)
+        check_shapes(embed_dim, depth, num_heads, class_token, window_size, global_attn_indexes)
         height, width = _pair(img_size)
         self.img_size = (height, width)
         self.embed_dim = self.num_features = embed_dim
@@ -119,10 +106,17 @@ class VisionTransformer(nn.Module):
         self.grad_checkpointing = grad_checkpointing
         self.patch_embed = PatchEmbed(patch_size, in_chans, embed_dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if class_token else None
-        self.pos_embed_resize = pos_embed_resize or ("resample" if learned_pos_embed else "recompute")
-        self.pretrain_img_size = _pair(img_size if pretrain_img_size is None else pretrain_img_size)
-        length = 1 + (height // patch_size) * (width // patch_size)
-        self.pos_embed = nn.Parameter(torch.zeros(1, length, embed_dim)) if learned_pos_embed else None
+        self.norm_eps = norm_eps
+        self._pos_embed_resize = pos_embed_resize
+        self.pretrain_img_size = None if pretrain_img_size is None else _pair(pretrain_img_size)
+        self.pos_embed: nn.Parameter | None = None
+        if learned_pos_embed:
+            known = _pair(224) if self.pretrain_img_size is None else self.pretrain_img_size
+            self.table_size = known if learned_pos_embed == "pretraining" else self.img_size
+            rows, columns = self.grid_of(self.table_size)
+            self.pos_embed = nn.Parameter(torch.zeros(1, 1 + rows * columns, embed_dim))
+        if self.relative:
+            self.register_buffer(FORM, torch.tensor(float(position == "relative_interpolated")))
         grid = (height // patch_size, width // patch_size)
         self.blocks = nn.ModuleList()
         for i in range(depth):
@@ -133,16 +127,17 @@ class VisionTransformer(nn.Module):
                     embed_dim,
                     num_heads,
                     mlp_ratio,
-                    position != "absolute",
+                    self.relative,
                     drop_path_rate * i / max(depth - 1, 1),
                     init_values,
+                    norm_eps,
                     window_size=window,
                     rel_pos_grid=area if use_rel_pos else None,
                     bias_grid=area if use_rel_pos_bias else None,
                 )
             )
-        self.norm = LayerNorm(embed_dim) if num_classes == 0 else nn.Identity()
-        self.fc_norm = LayerNorm(embed_dim) if num_classes else nn.Identity()
+        self.norm = LayerNorm(embed_dim, eps=norm_eps) if num_classes == 0 else nn.Identity()
+        self.fc_norm = LayerNorm(embed_dim, eps=norm_eps) if num_classes else nn.Identity()
         self.head = nn.Linear(embed_dim, num_classes) if num_classes else nn.Identity()
         self.reset_parameters()
 
@@ -155,6 +150,26 @@ class VisionTransformer(nn.Module):
     def num_prefix_tokens(self) -> int:
         """Tokens before those of the patches: 1, or 0 without a class token (timm's name)."""
         return int(self.cls_token is not None)
+
+    @property
+    def relative(self) -> bool:
+        """Whether the blocks have contextual relative positions, in either form."""
+        return self.position.startswith("relative")
+
+    @property
+    def pos_embed_resize(self) -> PosEmbedResize:
+        """How a table of another grid is fitted; see the constructor."""
+        unknown = self.pos_embed is None and self.pretrain_img_size is None
+        return self._pos_embed_resize or ("recompute" if unknown else "bicubic")
+
+    @property
+    def pretraining_size(self) -> tuple[int, int]:
+        """Pixels of pretraining; `img_size` where they are not known."""
+        return self.pretrain_img_size or self.img_size
+
+    def grid_of(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Patches ``(h, w)`` of images of so many pixels."""
+        return size[0] // self.patch_size, size[1] // self.patch_size
 
     @property
     def needs_grid(self) -> bool:
@@ -172,7 +187,9 @@ class VisionTransformer(nn.Module):
         if self.cls_token is not None:
             nn.init.normal_(self.cls_token, std=0.02)
         if self.pos_embed is not None:
-            nn.init.normal_(self.pos_embed, std=0.02)
+            table = sincos_table(*self.grid_of(self.table_size), self.embed_dim, torch.float32, self.pos_embed.device)
+            with torch.no_grad():
+                self.pos_embed.copy_(table)
         if isinstance(self.head, nn.Linear):
             nn.init.trunc_normal_(self.head.weight, std=2e-5)
 
@@ -181,14 +198,15 @@ class VisionTransformer(nn.Module):
 
         The row of the class token comes first, whether there is one or not.
         """
+        if self.position == "none":
+            return torch.zeros(1, 1 + grid[0] * grid[1], self.embed_dim, dtype=like.dtype, device=like.device)
+        rule = self.pos_embed_resize
         if self.pos_embed is not None:
-            old = (self.img_size[0] // self.patch_size, self.img_size[1] // self.patch_size)
-            return self.pos_embed if grid == old else resample_pos_embed(self.pos_embed, old, grid)
-        if self.pos_embed_resize == "recompute":
+            return resample_pos_embed(self.pos_embed, self.grid_of(self.table_size), grid, rule)
+        if rule == "recompute":
             return sincos_table(*grid, self.embed_dim, like.dtype, like.device)
-        size = self.pretrain_img_size
-        old = (size[0] // self.patch_size, size[1] // self.patch_size)
-        return _resampled_sincos(old, grid, self.embed_dim, like.dtype, like.device)
+        old = self.grid_of(self.pretraining_size)
+        return resampled_sincos(old, grid, self.embed_dim, rule, like.dtype, like.device)
 
     def embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Tokens with positions ``(B, 1 + L, D)``, class token first if there is one, and the grid ``(h, w)``."""
@@ -202,8 +220,8 @@ class VisionTransformer(nn.Module):
         return torch.cat([cls, patches], dim=1), grid
 
     def relative_term(self, grid: tuple[int, int]) -> RelativeTerm | None:
-        """The relative term on a grid of patches, an image's or a window's; None for absolute positions."""
-        if self.position == "absolute":
+        """The relative term on a grid of patches, an image's or a window's; None without relative positions."""
+        if not self.relative:
             return None
         weight, interpolate = self.patch_embed.proj.weight, self.position == "relative_interpolated"
         kind = weight.device.type
@@ -218,24 +236,8 @@ class VisionTransformer(nn.Module):
         return [terms[size] for size in windows]
 
     def describe_positions(self) -> str:
-        """How positions and attention work, in words: encoders that differ here are not the same entry of a table."""
-        words = ["learned" if self.pos_embed is not None else f"sincos {self.pos_embed_resize}"]
-        if self.pos_embed_resize == "resample" and self.pos_embed is None:
-            words[0] += f" from {self.pretrain_img_size[0]}x{self.pretrain_img_size[1]}"
-        attentions = self.attentions()
-        if self.position != "absolute":
-            words.append(f"{self.position} ({self.relative_query} query)")
-        if any(attention.rel_pos_h is not None for attention in attentions):
-            words.append("decomposed")
-        if any(attention.relative_position_bias_table is not None for attention in attentions):
-            words.append("bias")
-        window = max((attention.window_size for attention in attentions), default=0)
-        if window:
-            whole = [str(i) for i, attention in enumerate(attentions) if not attention.window_size]
-            words.append(f"windows of {window}, offsets within windows, global {' '.join(whole) or 'none'}")
-        if self.cls_token is None:
-            words.append("no class token")
-        return ", ".join(words)
+        """See :func:`adpe.models.describe.describe_positions`."""
+        return describe_positions(self)
 
     def forward_features(self, images: Tensor) -> Tensor:
         """``(B, 3, H, W)`` normalised images to ``(B, 1 + L, D)`` tokens after the final norm (timm's meaning)."""
@@ -304,6 +306,17 @@ class VisionTransformer(nn.Module):
         """Recompute blocks in the backward pass (timm's name)."""
         self.grad_checkpointing = enable
 
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *arguments: Any) -> None:
+        # What was written before this buffer was there holds either form.
+        if self.relative:
+            own = torch.tensor(float(self.position == "relative_interpolated"))
+            theirs = state_dict.setdefault(prefix + FORM, own)
+            if theirs.numel() != 1 or bool(theirs.item() != own.item()):
+                arguments[-1].append(
+                    f"{prefix}{FORM} is {theirs.tolist()}, which is not of position={self.position!r}."
+                )
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+
     def no_weight_decay(self) -> set[str]:
         """Parameters that fine-tuning recipes do not decay, beside 1-D tensors (timm's name; its BEiT's choice)."""
         biases = {name for name, _ in self.named_parameters() if name.endswith("relative_position_bias_table")}
@@ -325,23 +338,6 @@ class VisionTransformer(nn.Module):
         if name.startswith("blocks."):
             return int(name.split(".")[1]) + 1, last + 1
         return last, last + 1
-
-
-def resample_pos_embed(pos_embed: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
-    """Learned positions ``(1, 1 + h * w, D)`` of grid `old` for grid `new`, like timm's ``resample_abs_pos_embed``."""
-    cls, patches = pos_embed[:, :1], pos_embed[:, 1:]
-    image = patches.float().reshape(1, *old, -1).permute(0, 3, 1, 2)
-    image = F.interpolate(image, size=new, mode="bicubic", antialias=True)
-    return torch.cat([cls, image.flatten(2).transpose(1, 2).to(cls.dtype)], dim=1)
-
-
-@cached_table
-def _resampled_sincos(
-    old: tuple[int, int], new: tuple[int, int], dim: int, dtype: torch.dtype, device: torch.device
-) -> Tensor:
-    with torch.inference_mode(False), torch.no_grad():
-        table = sincos_table(*old, dim, torch.float32, device)
-        return (table if old == new else resample_pos_embed(table, old, new)).to(dtype)
 
 
 def _pair(size: Size) -> tuple[int, int]:

@@ -1,1 +1,9 @@
-"""Comparison with numbers recorded from the references."""
+"""Comparison with numbers recorded from the references.
+
+A directory of goldens holds ``meta.json`` (its ``system``, sizes, and each case's options) and one ``.npz`` a case. A
+system is a module with ``check_case(case: GoldenCase) -> CaseResult`` and an entry in `SYSTEMS`.
+"""
+
+SYSTEMS = {
+    "adpe": "adpe.parity.method",
+}

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from adpe.errors import UserError, print_error, require
 from adpe.files import ROOT
+from adpe.option_values import OptionAction
 from adpe.suites import record_commands
-from adpe.suites.record_commands import SUITES_DIR, config_options, say, suite_names
+from adpe.suites.record_commands import SUITES_DIR, say, suite_names
 
 # A table needs neither torch nor mmengine nor rich: they are imported by the commands that do.
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--account", help="of Slurm")
     run.add_argument("--sbatch-args", default="", help="further ones, such as --sbatch-args='--qos=long --mem=64G'")
     for name, text in (("pretraining", "every pretraining"), ("task", "every transfer")):
-        run.add_argument(f"--{name}-options", nargs="+", metavar="KEY=VALUE", help=f"for {text}")
+        run.add_argument(f"--{name}-options", nargs="+", action=OptionAction, metavar="KEY=VALUE", help=f"for {text}")
 
     prepare = add("prepare", _prepare, "Write the data that a suite brings itself; `run` does it too.")
     prepare.add_argument("suite")
@@ -87,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = add("protocol", record_commands.protocol, "The resolved protocol of a config, as JSON with its fingerprint.")
     sub.add_argument("config", help="a config file; it is Python, and is executed")
-    sub.add_argument("--cfg-options", nargs="+", metavar="KEY=VALUE", help="change the config")
+    sub.add_argument("--cfg-options", nargs="+", action=OptionAction, metavar="KEY=VALUE", help="change the config")
 
     sub = add("check", record_commands.check, "Which published rows we claim to reproduce, and whether we do.")
     sub.add_argument("suites", nargs="*", help="all if none is given")
@@ -137,8 +138,8 @@ def _run(args: argparse.Namespace) -> int:
         folder,
         gpus=args.gpus,
         seeds=args.seeds,
-        pretraining_options=config_options(args.pretraining_options),
-        task_options=config_options(args.task_options),
+        pretraining_options=args.pretraining_options or {},
+        task_options=args.task_options or {},
     )
     if args.dry_run:
         _print_plan(suite, runs, folder, args)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import quote
 
 from adpe.suites.suite import Claim, Suite, sweep_text, task_settings
 
@@ -23,7 +22,7 @@ def expected_protocol(suite: Suite, claim: Claim) -> Mapping[str, Any]:
     method = next(method for method in suite.methods if method.name == claim.method)
     options = task_settings(task, method, claim.point)
     if sweep := sweep_text(claim.point):
-        options["record.sweep"] = quote(sweep)
+        options["record.sweep"] = sweep
     key = str((task.config, sorted(options.items(), key=str)))
     if key not in _known:
         _known[key] = protocol_without_data(task.config, options)

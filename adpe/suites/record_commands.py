@@ -9,7 +9,6 @@ import argparse
 import contextlib
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +27,6 @@ SUITES_DIR = "work_dirs/suites"
 def suite_names() -> list[str]:
     """Of the files in benchmarks/suites."""
     return sorted(file.stem for file in SUITES.glob("*.yaml"))
-
-
-def config_options(texts: Sequence[str] | None) -> dict[str, Any]:
-    """``KEY=VALUE`` as mmengine's ``--cfg-options`` reads it."""
-    if not texts:
-        return {}
-    from mmengine.config import DictAction
-
-    parser = argparse.ArgumentParser(prog="tools/benchmark.py", add_help=False)
-    parser.add_argument("--options", nargs="+", action=DictAction)
-    return dict(parser.parse_args(["--options", *texts]).options)
 
 
 def say(text: str) -> None:
@@ -139,7 +127,7 @@ def protocol(args: argparse.Namespace) -> int:
     # Whatever building the objects prints is not part of the answer.
     with contextlib.redirect_stdout(sys.stderr):
         try:
-            resolved = resolve(args.config, config_options(args.cfg_options))
+            resolved = resolve(args.config, args.cfg_options or {})
         except UserError:
             raise
         except Exception as error:

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from adpe.errors import UserError
+from adpe.option_values import option_text
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ class Run:
     def arguments(self, folder: Path) -> list[str]:
         """Arguments of `tools/train.py` after the config; the same for a start and for going on."""
         changes = [f"{name}={option_text(value)}" for name, value in self.options.items()]
-        changes.append(f"record_file={self.root(folder) / 'records.jsonl'}")
+        changes.append(f"record_file={option_text(str(self.root(folder) / 'records.jsonl'))}")
         where = ["--work-dir", str(self.work_dir(folder))]
         return [*where, "--seed", str(self.seed), "--resume", "--cfg-options", *changes]
 
@@ -230,13 +230,6 @@ def sweep_text(point: Mapping[str, float]) -> str | None:
     return " ".join(f"{name} {value:g}" for name, value in point.items()) or None
 
 
-def option_text(value: Any) -> str:
-    """A value as ``--cfg-options`` takes it."""
-    if isinstance(value, (list, tuple)):
-        return "[" + ",".join(f'"{item}"' if isinstance(item, str) else str(item) for item in value) + "]"
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
 def _record(suite: str, name: str, method: Method, start: str, sweep: str | None, epochs: int | None) -> dict[str, Any]:
     options: dict[str, Any] = {
         "record.suite": suite,
@@ -248,8 +241,7 @@ def _record(suite: str, name: str, method: Method, start: str, sweep: str | None
         options["record.sweep"] = sweep
     if epochs:
         options["record.pretraining_epochs"] = epochs
-    # mmengine's --cfg-options drops spaces; the record decodes its fields.
-    return {key: quote(value, safe="/+") if isinstance(value, str) else value for key, value in options.items()}
+    return options
 
 
 def _with_data(options: Mapping[str, Any], folder: Path) -> dict[str, Any]:

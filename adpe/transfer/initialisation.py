@@ -2,13 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from mmengine.logging import print_log
 
-from adpe.checkpoints.loading import load_checkpoint
+from adpe.checkpoints.agreement import settle_options
+from adpe.checkpoints.describing import Description
+from adpe.checkpoints.loading import describe_encoder, load_checkpoint
 from adpe.errors import UserError
+from adpe.models.factory import encoder_options
+
+
+def described_start(init_cfg: Any) -> tuple[str, Description] | None:
+    """The checkpoint that an ``init_cfg`` names and what it says of its encoder; None without one, or without the file.
+
+    Raises:
+        UserError: if the file cannot be read.
+    """
+    path = init_cfg.get("checkpoint") if isinstance(init_cfg, Mapping) else None
+    if not isinstance(path, (str, Path)) or not os.path.isfile(path):
+        return None
+    stat = os.stat(path)
+    return str(path), _described(str(path), stat.st_mtime_ns, stat.st_size)
+
+
+@lru_cache(maxsize=8)
+def _described(path: str, mtime_ns: int, size: int) -> Description:
+    return describe_encoder(path)
+
+
+def options_of_start(model: str | None, options: Mapping[str, Any], init_cfg: Any, owner: str) -> dict[str, Any]:
+    """Options of :class:`adpe.VisionTransformer` for an encoder that starts as `init_cfg` says.
+
+    Args:
+        model: name of a size; None takes the sizes of the checkpoint.
+        options: what the config sets besides; None stands for what the checkpoint says.
+        init_cfg: ``dict(type="Pretrained", checkpoint=PATH)`` or None.
+        owner: what holds the options, for messages.
+
+    Raises:
+        UserError: if an option contradicts the checkpoint, naming both values; without a model and a checkpoint.
+        ValueError: for an unknown model.
+    """
+    sizes = encoder_options(model) if model else {}
+    start = described_start(init_cfg)
+    if start is None:
+        if model is None:
+            raise UserError(f"{owner}: without model=, a name of a size, an encoder needs a checkpoint that is there.")
+        return {**sizes, **{key: value for key, value in options.items() if value is not None}}
+    path, described = start
+    return {**sizes, **settle_options(options, described, path, owner, sizes)}
 
 
 def starting_checkpoint(model: Any, otherwise: str = "the encoder starts at random") -> str | None:

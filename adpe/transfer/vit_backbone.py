@@ -12,9 +12,8 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from adpe.errors import UserError
-from adpe.models.factory import encoder_options
 from adpe.models.vit import VisionTransformer
-from adpe.transfer.initialisation import start_encoder
+from adpe.transfer.initialisation import options_of_start, start_encoder
 
 OutType = Literal["featmap", "avg_featmap", "cls_token", "raw"]
 
@@ -24,7 +23,7 @@ class AdPEViT(VisionTransformer, BaseModule):
     """The encoder without mask tokens, giving features of chosen blocks. Inputs are padded to whole patches.
 
     Args:
-        model: name of a size, e.g. ``adpe_vit_base_patch16``.
+        model: name of a size, e.g. ``adpe_vit_base_patch16``; None for that of the checkpoint.
         out_indices: blocks whose features are returned, negative from the end.
         final_norm: apply the encoder's final norm to the features of the last block.
         out_type: mmpretrain's names: "featmap", maps ``(B, D, h, w)``; "avg_featmap", their means ``(B, D)``;
@@ -34,15 +33,16 @@ class AdPEViT(VisionTransformer, BaseModule):
             below full coverage; ``allow_missing=[...]`` names what may keep its start (shell patterns, such as
             ``"blocks.*.attn.rel_pos_[hw]"`` for a plain encoder under decomposed relative positions). None starts at
             random. The checkpoint's class token is left out if ``class_token=False``.
-        options: of :class:`VisionTransformer`.
+        options: of :class:`VisionTransformer`. What is left out, or None, is what the checkpoint says of itself.
 
     Raises:
-        UserError: for options that do not go together, or a checkpoint that does not cover the encoder.
+        UserError: for options that do not go together or contradict the checkpoint, or a checkpoint that does not
+            cover the encoder.
     """
 
     def __init__(
         self,
-        model: str = "adpe_vit_base_patch16",
+        model: str | None = "adpe_vit_base_patch16",
         out_indices: Sequence[int] = (-1,),
         final_norm: bool = False,
         out_type: OutType = "featmap",
@@ -51,7 +51,7 @@ class AdPEViT(VisionTransformer, BaseModule):
         **options: Any,
     ) -> None:
         try:
-            super().__init__(**{**encoder_options(model), **options})
+            super().__init__(**options_of_start(model, options, init_cfg, type(self).__name__))
         except ValueError as error:
             raise UserError(f"AdPEViT: {error}") from None
         # A backbone has no classes; mmdet's NumClassCheckHook compares the attribute of every module with the data's.

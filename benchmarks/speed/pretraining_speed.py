@@ -29,7 +29,7 @@ if __name__ == "__main__":
 
 from adpe.methods.factory import create_model
 from adpe.methods.mae import MAE
-from adpe.parity.adpe import relative_error
+from adpe.parity.cases import relative_error
 from benchmarks.speed.machine import header, matmul_ceiling, peak_memory, pick_clock
 from benchmarks.speed.reference_model import PlainAutoencoder
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from adpe.models.factory import create_encoder
 from adpe.models.vit import VisionTransformer
-from adpe.parity.adpe import relative_error
+from adpe.parity.cases import relative_error
 from benchmarks.speed.machine import header, matmul_ceiling, peak_memory
 from benchmarks.speed.pretraining_speed import GRADIENT_TOLERANCE, LOSS_TOLERANCE, NOISE, alternate, median, met
 from benchmarks.speed.reference_encoder import PlainViTDet, mmseg_mae, to_mmseg_name

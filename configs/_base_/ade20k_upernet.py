@@ -1,4 +1,10 @@
-"""UperNet on ADE20K in the recipe of MAE (mmseg's configs/mae), ViT-B: data, heads, schedule, real mixed precision."""
+"""UperNet on ADE20K in the recipe of MAE (mmseg's configs/mae), ViT-B: data, heads, schedule, real mixed precision.
+
+The absolute positions are those of pretraining, resized bicubically without antialias to the crop's patches when they
+are loaded and trained from there, as in mmseg's and implus's MAE (--cfg-options model.backbone.pos_embed_resize=
+recompute makes a sine-cosine table for the crop instead; model.backbone.learned_pos_embed=False keeps the table fixed,
+as CAE does). Relative tables meet the unscaled query, as in the AdPE repository's encoder for fine-tuning.
+"""
 
 _base_ = "./runtime.py"
 
@@ -6,8 +12,8 @@ default_scope = "mmseg"
 custom_imports = dict(imports=["adpe.engine", "adpe.data.segmentation"], allow_failed_imports=False)
 data_root = "data/ade/ADEChallengeData2016"
 pretrained = None
-# Of the encoder: absolute, relative or relative_interpolated, as it was pretrained.
-position = "absolute"
+# Kind of positions: what the checkpoint says of itself; one that contradicts it is refused.
+position = None
 crop_size = (512, 512)
 num_classes = 150
 max_iters = 160000
@@ -30,6 +36,8 @@ model = dict(
         model="adpe_vit_base_patch16",
         img_size=crop_size,
         position=position,
+        learned_pos_embed=True,
+        relative_query="unscaled",
         out_indices=(3, 5, 7, 11),
         drop_path_rate=0.1,
         init_cfg=dict(type="Pretrained", checkpoint=pretrained) if pretrained else None,
@@ -145,9 +153,9 @@ test_cfg = dict(type="TestLoop")
 default_hooks = dict(logger=dict(log_metric_by_epoch=False), checkpoint=dict(by_epoch=False, interval=max_iters // 40))
 log_processor = dict(by_epoch=False)
 visualizer = dict(type="SegLocalVisualizer")
-# For an encoder of another method: --cfg-options record.method=MAE
+# method: None takes the name from the checkpoint.
 record = dict(
-    method="AdPE" if pretrained else "random",
+    method=None if pretrained else "random",
     task="segmentation",
     dataset="ADE20K",
     start="pretrained" if pretrained else "random",

@@ -8,8 +8,8 @@ _base_ = "./runtime.py"
 
 data_root = "data/cifar10/cifar10-jpeg.tar.xz"
 pretrained = None
-# Of the encoder: absolute, relative or relative_interpolated, as it was pretrained.
-position = "absolute"
+# Kind of positions: what the checkpoint says of itself; one that contradicts it is refused.
+position = None
 image_size = 32
 num_classes = 10
 # Images at most, evenly spaced; None takes all.
@@ -53,7 +53,7 @@ test_dataloader = val_dataloader
 test_evaluator = val_evaluator
 test_cfg = dict(type="TestLoop")
 record = dict(
-    method="AdPE" if pretrained else "random",
+    method=None if pretrained else "random",
     task="classification",
     dataset="CIFAR-10",
     start="pretrained" if pretrained else "random",

@@ -1,12 +1,13 @@
 """ViTDet's Mask R-CNN on COCO (arXiv 2203.16527; detectron2 projects/ViTDet), ViT-B: model and data, 1024 x 1024.
 
 The encoder is ViTDet's: windows of 14 patches but in the last block of each quarter, decomposed relative positions in
-every block, no class token, and the absolute table of pretraining resized to 64 x 64 patches (bicubic as timm does it,
-antialiased, where detectron2's is not). Relative positions of the method's own add up with these, at offsets within
-the windows. The rest is detectron2's too: large-scale jitter of 0.1-2 with flip first and Pillow's bilinear filter,
-padding with the mean to a square, pyramid and heads with channel LayerNorm of eps 1e-6, 2 convolutions in the RPN,
-an anchor for every object however small (min_pos_iou 0), 4conv1fc box head, no low-quality matches in the box head,
-mask targets drawn from polygons, and the initialisation of all heads.
+every block, no class token, and the absolute table of pretraining, trained at its own grid and resized in every forward
+pass to 64 x 64 patches (bicubic, not antialiased). Relative positions of the method's own add up with these, at offsets
+within the windows; their tables meet the unscaled query, as in the AdPE repository's encoder for fine-tuning, which has
+no code for them in detection. The rest is detectron2's too: large-scale jitter of 0.1-2 with flip first and Pillow's
+bilinear filter, padding with the mean to a square, pyramid and heads with channel LayerNorm of eps 1e-6, 2 convolutions
+in the RPN, an anchor for every object however small (min_pos_iou 0), 4conv1fc box head, no low-quality matches in the
+box head, mask targets drawn from polygons, and the initialisation of all heads.
 Differs from detectron2: an image whose annotations hold the RLE mask of a single object, which detectron2 refuses, has
 bitmaps; mask targets of proposals under a pixel in width or height are drawn as if they had one (mmdet).
 """
@@ -20,10 +21,10 @@ custom_imports = dict(
 )
 data_root = "data/coco"
 pretrained = None
-# Of the encoder: absolute, relative or relative_interpolated, as it was pretrained.
-position = "absolute"
-# Pixels whose absolute table the encoder knows from pretraining.
-pretrain_img_size = 224
+# Kind of positions: what the checkpoint says of itself; one that contradicts it is refused.
+position = None
+# Pixels whose absolute table the encoder knows from pretraining: 224 of MAE, 112 of AdPE, as the checkpoint says.
+pretrain_img_size = None
 image_size = (1024, 1024)
 num_classes = 80
 # What is done about wrong annotations: strict, repair or report (adpe/data/checks/coco.py).
@@ -44,7 +45,8 @@ model = dict(
         model="adpe_vit_base_patch16",
         img_size=image_size,
         position=position,
-        pos_embed_resize="resample",
+        learned_pos_embed="pretraining",
+        relative_query="unscaled",
         pretrain_img_size=pretrain_img_size,
         class_token=False,
         window_size=14,
@@ -192,9 +194,9 @@ test_cfg = dict(type="TestLoop")
 default_hooks = dict(logger=dict(log_metric_by_epoch=False), checkpoint=dict(by_epoch=False, interval=5000))
 log_processor = dict(by_epoch=False)
 visualizer = dict(type="DetLocalVisualizer")
-# For an encoder of another method: --cfg-options record.method=MAE
+# method: None takes the name from the checkpoint.
 record = dict(
-    method="AdPE" if pretrained else "random",
+    method=None if pretrained else "random",
     task="detection",
     dataset="COCO 2017",
     start="pretrained" if pretrained else "random",

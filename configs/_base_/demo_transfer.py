@@ -6,3 +6,5 @@ data_root = "work_dirs/demo/data"
 pretrained = None
 initialisation = dict(type="Pretrained", checkpoint=pretrained) if pretrained else None
 start = "pretrained" if pretrained else "random"
+# None takes the name from the checkpoint.
+method = None if pretrained else "AdPE"

@@ -1,5 +1,8 @@
 """What classification on ImageNet shares: class folders under train/ and val/, the test transform, the metric.
 
+The absolute positions are those of pretraining, resized bicubically without antialias to the image's patches (MAE's
+util/pos_embed.py, AdPE's fine-tuning from 7 x 7 to 14 x 14).
+
 Test: resized to 256 (bicubic), the central 224 x 224, a crop ratio of 224 / 256 (MAE's util/datasets.py).
 """
 
@@ -7,8 +10,8 @@ _base_ = "./runtime.py"
 
 data_root = "data/imagenet"
 pretrained = None
-# Of the encoder: absolute, relative or relative_interpolated, as it was pretrained.
-position = "absolute"
+# Kind of positions: what the checkpoint says of itself; one that contradicts it is refused.
+position = None
 image_size = 224
 num_classes = 1000
 initialisation = dict(type="Pretrained", checkpoint=pretrained) if pretrained else None
@@ -50,9 +53,9 @@ val_cfg = dict(type="ValLoop")
 test_dataloader = val_dataloader
 test_evaluator = val_evaluator
 test_cfg = dict(type="TestLoop")
-# For an encoder of another method: --cfg-options record.method=MAE
+# method: None takes the name from the checkpoint.
 record = dict(
-    method="AdPE" if pretrained else "random",
+    method=None if pretrained else "random",
     task="classification",
     dataset="ImageNet-1K",
     start="pretrained" if pretrained else "random",

@@ -1,4 +1,8 @@
-"""MAE's fine-tuning on ImageNet, ViT-B (facebookresearch/mae FINETUNE.md and main_finetune.py)."""
+"""MAE's fine-tuning on ImageNet, ViT-B (facebookresearch/mae FINETUNE.md and main_finetune.py).
+
+The table of absolute positions is trained, from that of pretraining on (MAE, AdPE); relative tables meet the unscaled
+query, as in the AdPE repository's encoder for fine-tuning.
+"""
 
 _base_ = "./imagenet_classification.py"
 
@@ -12,6 +16,8 @@ mixup_batch = 32
 model = dict(
     type="AdPEClassifier",
     global_pool="avg",
+    learned_pos_embed=True,
+    relative_query="unscaled",
     drop_path_rate=0.1,
     head_init_std=2e-5,
     label_smoothing=0.1,

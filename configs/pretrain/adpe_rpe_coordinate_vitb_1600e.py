@@ -1,7 +1,6 @@
 """AdPE, relative positions, coordinate adversary, ViT-B, 1600 epochs.
 
 Reproduces: ImageNet top-1 84.4 after fine-tuning (README of the AdPE repository; arXiv 2303.07598).
-Fine-tune the encoder with position=relative_interpolated.
 The norm and bound of the published adversary are not known: none here (model.adversary_norm,
 model.adversary_epsilon).
 Cost: not measured. The reference used one machine of 8 V100 (32 GB), accumulating 4 steps, or 4 of them.

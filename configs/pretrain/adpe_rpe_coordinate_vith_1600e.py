@@ -1,7 +1,6 @@
 """AdPE, relative positions, coordinate adversary, ViT-H, 1600 epochs.
 
 Reproduces: the README of the AdPE repository announces it and gives no number ("waiting"); MAE's ViT-H reaches 86.9.
-Fine-tune the encoder with position=relative_interpolated.
 The norm and bound of the published adversary are not known: none here (model.adversary_norm,
 model.adversary_epsilon).
 Cost: not measured.

@@ -1,7 +1,6 @@
 """AdPE, relative positions, coordinate adversary, ViT-L, 400 epochs.
 
 Reproduces: no number is published that we know of.
-Fine-tune the encoder with position=relative_interpolated.
 The norm and bound of the published adversary are not known: none here (model.adversary_norm,
 model.adversary_epsilon).
 Cost: not measured.

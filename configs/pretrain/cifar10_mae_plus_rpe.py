@@ -1,7 +1,6 @@
 """MAE+, relative positions, no adversary, ViT-Tiny on CIFAR-10.
 
 Reproduces: no published number; the recipe is _base_/pretrain_cifar10.py, the published one scaled down.
-Fine-tune the encoder with position=relative.
 Cost: not measured.
 Command: python tools/train.py configs/pretrain/cifar10_mae_plus_rpe.py --cfg-options data_root=ARCHIVE
 """

@@ -1,7 +1,6 @@
 """MAE+, relative positions, no adversary, ViT-B, 1600 epochs.
 
 Reproduces: ImageNet top-1 84.2 after fine-tuning (README of the AdPE repository; arXiv 2303.07598).
-Fine-tune the encoder with position=relative.
 Cost: not measured. The reference used one machine of 8 V100 (32 GB), accumulating 4 steps, or 4 of them.
 Command: tools/dist_train.sh configs/pretrain/mae_plus_rpe_vitb_1600e.py 8
 """

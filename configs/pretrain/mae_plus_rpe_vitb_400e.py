@@ -1,7 +1,6 @@
 """MAE+, relative positions, no adversary, ViT-B, 400 epochs.
 
 Reproduces: no number is published that we know of.
-Fine-tune the encoder with position=relative.
 Cost: not measured. The reference used one machine of 8 V100 (32 GB), accumulating 4 steps, or 4 of them.
 Command: tools/dist_train.sh configs/pretrain/mae_plus_rpe_vitb_400e.py 8
 """

@@ -1,7 +1,6 @@
 """MAE+, relative positions, no adversary, ViT-L, 400 epochs.
 
 Reproduces: no number is published that we know of.
-Fine-tune the encoder with position=relative.
 Cost: not measured.
 Command: tools/dist_train.sh configs/pretrain/mae_plus_rpe_vitl_400e.py 8
 """

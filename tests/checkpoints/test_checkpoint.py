@@ -200,13 +200,13 @@ def test_learned_positions_are_resized_as_timm_does(tmp_path) -> None:
 
     source = encoder(1, learned_pos_embed=True)
     torch.save(source.state_dict(), tmp_path / "learned.pth")
-    target = encoder(2, learned_pos_embed=True, img_size=(24, 48))
+    target = encoder(2, learned_pos_embed=True, img_size=(24, 48), pos_embed_resize="timm")
     report = adpe.load_checkpoint(target, tmp_path / "learned.pth", verbose=False)
-    assert report.resized == {"pos_embed": "bicubic, 8x8 to 6x12 patches"}
+    assert report.resized == {"pos_embed": "bicubic with antialias, as timm, 8x8 to 6x12 patches"}
     expected = resample_abs_pos_embed(source.pos_embed, [6, 12], [8, 8])
     torch.testing.assert_close(target.pos_embed, expected, rtol=0, atol=1e-6)
     assert report.coverage == 100.0
-    assert "resized     pos_embed: bicubic, 8x8 to 6x12 patches" in str(report)
+    assert "resized     pos_embed: bicubic with antialias, as timm, 8x8 to 6x12 patches" in str(report)
 
 
 def test_learned_and_fixed_positions_are_told_apart_by_value(tmp_path) -> None:
@@ -215,7 +215,7 @@ def test_learned_and_fixed_positions_are_told_apart_by_value(tmp_path) -> None:
     fixed = encoder(1).state_dict() | {"pos_embed": encoder().position_table((8, 8), torch.zeros(1))}
     torch.save(fixed, tmp_path / "fixed.pth")
     report = adpe.load_checkpoint(encoder(img_size=16), tmp_path / "fixed.pth", verbose=False)
-    assert report.dropped == {"pos_embed": "fixed sine-cosine table, recomputed for any grid"}
+    assert report.dropped == {"pos_embed": "fixed sine-cosine table, which the model makes itself"}
     model = encoder(learned_pos_embed=True)
     adpe.load_checkpoint(model, tmp_path / "fixed.pth", verbose=False)
     assert torch.equal(model.pos_embed.data, fixed["pos_embed"])

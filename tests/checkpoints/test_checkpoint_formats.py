@@ -144,7 +144,7 @@ def test_mmpretrains_masked_autoencoder(tmp_path) -> None:
     report = adpe.load_checkpoint(model, tmp_path / "mmpretrain.pth", verbose=False)
     assert same(model.state_dict(), autoencoder(1).state_dict())
     assert report.dropped == {
-        "encoder.pos_embed": "fixed sine-cosine table, recomputed for any grid",
+        "encoder.pos_embed": "fixed sine-cosine table, which the model makes itself",
         "data_preprocessor.mean": "not part of the backbone",
     }
 
@@ -267,7 +267,7 @@ def test_a_class_token_that_the_model_lacks_is_left_out(tmp_path) -> None:
 
 
 def test_tables_of_a_smaller_image_are_resized_in_loading(tmp_path) -> None:
-    options = {"use_rel_pos_bias": True, "use_rel_pos": True}
+    options = {"use_rel_pos_bias": True, "use_rel_pos": True, "position": "none"}
     torch.save(encoder(1, **options).state_dict(), tmp_path / "32.pth")
     model = encoder(2, img_size=(24, 40), **options)
     report = adpe.load_checkpoint(model, tmp_path / "32.pth", verbose=False)
@@ -285,14 +285,15 @@ def test_tables_of_a_smaller_image_are_resized_in_loading(tmp_path) -> None:
 
 def test_relative_tables_of_another_window(tmp_path) -> None:
     """BEiT's geometric interpolation keeps near offsets in place; ViTDet's is linear."""
-    from adpe.checkpoints.loading import LoadReport, _resize_relative_tables
+    from adpe.checkpoints.loading import LoadReport
+    from adpe.checkpoints.tables import resize_relative_tables
 
     table = torch.randn(13 * 13 + 3, 2, generator=torch.Generator().manual_seed(0))
     axis = torch.arange(13.0)[:, None].expand(13, 4)
     names = ["blocks.0.attn.relative_position_bias_table", "blocks.0.attn.rel_pos_h"]
     wanted = {names[0]: torch.zeros(15 * 15 + 3, 2), names[1]: torch.zeros(15, 4)}
     state, report = {names[0]: table, names[1]: axis.contiguous()}, LoadReport("x")
-    _resize_relative_tables(encoder(), wanted, state, report)
+    resize_relative_tables(encoder(), wanted, state, report)
     assert report.resized == {
         names[0]: "bicubic on a geometric grid (as BEiT), 7x7 to 8x8 windows",
         names[1]: "linear, 13 to 15 offsets (as ViTDet)",

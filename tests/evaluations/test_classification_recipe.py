@@ -74,10 +74,10 @@ def test_finetuning_optimizer(name: str) -> None:
             if own.startswith(("fc_norm", "head")):
                 at = depth + 1
             assert group["lr"] == pytest.approx(lr * layer_decay ** (depth + 1 - at), rel=1e-9), own
-            spared = parameter.ndim == 1 or own == "cls_token"
+            spared = parameter.ndim == 1 or own in ("cls_token", "pos_embed")
             assert group["weight_decay"] == (0.0 if spared else 0.05), own
     assert len(seen) == len(names)
-    assert {"cls_token", "patch_embed.proj.weight", "fc_norm.weight", "head.weight"} <= seen
+    assert {"cls_token", "pos_embed", "patch_embed.proj.weight", "fc_norm.weight", "head.weight"} <= seen
     assert "norm.weight" not in seen
 
 

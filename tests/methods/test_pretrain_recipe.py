@@ -22,6 +22,7 @@ from mmengine.config import Config
 from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.registry import MODELS, PARAM_SCHEDULERS
 
+from adpe.checkpoints.loading import describe_encoder
 from adpe.data.multicrop import MultiCrop
 from adpe.engine import launch
 from adpe.engine.effective_batch import apply_effective_batch
@@ -318,3 +319,15 @@ def test_a_small_config_trains_from_a_folder(tmp_path: Path) -> None:
     assert set(last) == {"decay", "no_decay", "adversary"}
     expected = 1e-3 * 0.5 * (1 + math.cos(math.pi * 7 / 8))  # the last of 8 iterations after 4 of warm-up
     assert list(last.values()) == pytest.approx([expected] * 3, rel=1e-6)
+    said = describe_encoder(tmp_path / "work" / "encoder.safetensors")
+    assert said.carried
+    specification = said.specification
+    assert specification == describe_encoder(tmp_path / "work" / "epoch_3.pth").specification
+    # The crops of 24 pixels that it saw, not the images of 32 of its config.
+    assert (specification.pretrain_img_size, specification.position) == ((24, 24), "absolute")
+    assert (specification.method, specification.recipe) == (
+        "AdPE APE coordinate", "configs/pretrain/cifar10_adpe_ape_coordinate.py",
+    )  # fmt: skip
+    assert (specification.seed, specification.epochs, specification.iterations) == (0, 3, 6)
+    assert specification.mean == (0.485, 0.456, 0.406)
+    assert specification.config_sha256 == runner.cfg.record.config_sha256

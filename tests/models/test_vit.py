@@ -52,7 +52,8 @@ def test_features_are_timms(size) -> None:
 
 @pytest.mark.parametrize("size", [(16, 24), (32, 32), (20, 12)])
 def test_learned_positions_and_their_resampling_are_timms(size) -> None:
-    model = randomized(adpe.VisionTransformer(img_size=(16, 24), learned_pos_embed=True, **TINY)).eval()
+    model = randomized(adpe.VisionTransformer((16, 24), learned_pos_embed=True, pos_embed_resize="timm", **TINY))
+    model.eval()
     x = images(*size)
     close(model.forward_features(x), timm_twin(model, model.pos_embed).forward_features(x))
     if size != (16, 24):
@@ -185,7 +186,7 @@ def test_start() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"position": "rope"}, "position must be one of absolute, relative, relative_interpolated; got 'rope'"),
+        ({"position": "rope"}, "position must be one of absolute, relative, relative_interpolated, none; got 'rope'"),
         ({"relative_query": "half"}, "relative_query must be scaled or unscaled; got 'half'"),
         ({"embed_dim": 34}, "embed_dim 34 must be divisible by 4 and by num_heads 4"),
         ({"embed_dim": 36, "num_heads": 8}, "embed_dim 36 must be divisible by 4 and by num_heads 8"),

@@ -14,7 +14,7 @@ import torch
 
 from adpe.errors import UserError
 from adpe.methods.adversary import CoordinateAdversary
-from adpe.parity.adpe import check_case, check_directory, largest_error, relative_error
+from adpe.parity.cases import check_case, check_directory, largest_error, relative_error
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDENS = ROOT / "tests" / "goldens"
@@ -94,6 +94,46 @@ def test_a_changed_golden_fails(case, change, quantity, tmp_path) -> None:
     assert not result.passed
     for name, error in result.errors.items():
         assert (not error <= 1e-5) == (name == quantity), (name, error)
+
+
+TRANSFER = GOLDENS / "transfer"
+TRANSFER_META = json.loads((TRANSFER / "meta.json").read_text())
+
+
+@pytest.mark.parametrize("case", TRANSFER_META["cases"])
+def test_transfer_through_the_shipped_config(case: str) -> None:
+    """From the reference's pretraining file, at the same and at another grid, with positions that are trained."""
+    pytest.importorskip("mmengine")
+    result = check_case(TRANSFER, TRANSFER_META, case)
+    assert result.errors["outputs"] <= 1e-5
+    assert result.errors["gradients"] <= 1e-4
+    assert result.passed
+
+
+@pytest.mark.parametrize(
+    ("name", "quantity"),
+    [("output.pos_embed", "outputs"), ("output.features", "outputs"), ("grad.pos_embed", "gradients")],
+)
+def test_a_changed_transfer_fails(name, quantity, tmp_path) -> None:
+    pytest.importorskip("mmengine")
+    case = "transfer_rpe_none_56to56"
+    with np.load(TRANSFER / f"{case}.npz") as archive:
+        data = {key: archive[key].copy() for key in archive.files}
+    scaled(name, 1 + 1e-3)(data)
+    np.savez(tmp_path / f"{case}.npz", **data)
+    cases = {case: TRANSFER_META["cases"][case]}
+    (tmp_path / "meta.json").write_text(json.dumps({**TRANSFER_META, "cases": cases}))
+    (result,) = check_directory(tmp_path)
+    assert not result.passed
+    assert {key for key, error in result.errors.items() if not error <= 1e-4} == {quantity}
+    (tmp_path / "meta.json").write_text(
+        json.dumps({**TRANSFER_META, "cases": {case: {**cases[case], "fine_tuned_as": "ape"}}})
+    )
+    (result,) = check_directory(tmp_path)
+    assert result.errors["outputs"] == math.inf
+    (tmp_path / "meta.json").write_text(json.dumps({**TRANSFER_META, "system": "gan", "cases": cases}))
+    with pytest.raises(UserError, match="unknown system 'gan'; known are adpe"):
+        check_directory(tmp_path)
 
 
 def test_a_changed_loss_of_a_trajectory_fails(tmp_path) -> None:

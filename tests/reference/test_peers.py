@@ -68,7 +68,7 @@ def without_key_bias(name: str, gradient: Tensor) -> Tensor:
     {"img_size": (24, 16)},
     {"img_size": (24, 16), "init_values": 0.1},
     {"img_size": (24, 16), "class_token": False},
-    {"img_size": (24, 40), "pos_embed_resize": "resample", "pretrain_img_size": 16},
+    {"img_size": (24, 40), "pos_embed_resize": "timm", "pretrain_img_size": 16},
 ], ids=str)  # fmt: skip
 def test_timm(options) -> None:
     model = encoder(**options)

@@ -61,7 +61,7 @@ def test_batch_jobs_wait_for_their_pretraining(tmp_path):
     assert words[words.index("python") :][:6] == [
         "python", "-u", "tools/train.py", "configs/ade20k_upernet_vitb.py", "--launcher", "slurm",
     ]  # fmt: skip
-    assert "record.sweep=lr%200.0001" in script and "--resume" in script
+    assert "'record.sweep=lr 0.0001'" in script and "--resume" in script
     lines = script_lines(runs, Path("runs/two"), cluster)
     assert "job_mae_pretraining_seed0=$(sbatch" in lines[0]
     assert "--dependency=afterok:$job_mae_pretraining_seed0" in lines[1]

@@ -11,7 +11,8 @@ import yaml
 
 from adpe.errors import UserError
 from adpe.files import ROOT
-from adpe.suites.suite import expand, option_text
+from adpe.option_values import option_text
+from adpe.suites.suite import expand
 from adpe.suites.suite_file import FOLDER, read_suite
 
 MINIMAL: dict[str, Any] = {
@@ -72,7 +73,7 @@ def test_runs_of_a_suite(tmp_path: Path) -> None:
         "runs/two/mae/upernet/lr-0.0002/seed1", "--seed", "1", "--resume", "--cfg-options", "lr=0.0002",
         "pretrained=runs/two/mae/pretraining/seed1/encoder.safetensors", "record.suite=two",
         "record.run=mae/upernet/lr-0.0002/seed1", "record.method=MAE", "record.start=pretrained",
-        "record.sweep=lr%200.0002", "record.pretraining_epochs=1600", "record_file=runs/two/records.jsonl",
+        "record.sweep=lr 0.0002", "record.pretraining_epochs=1600", "record_file=runs/two/records.jsonl",
     ]  # fmt: skip
     random = runs[-1]
     assert random.needs is None and random.options["record.start"] == "random" and "pretrained" not in random.options
@@ -97,7 +98,7 @@ def test_one_pretraining_for_all_seeds_and_suites(tmp_path: Path) -> None:
 
 def test_values_as_options() -> None:
     assert [option_text(v) for v in (5e-5, True, None, [1, "a"], 512, "x y")] == [
-        "5e-05", "True", "None", '[1,"a"]', "512", "x y",
+        "5e-05", "True", "None", "[1,'a']", "512", "x y",
     ]  # fmt: skip
 
 

@@ -61,8 +61,9 @@ def test_out_types_are_mmpretrains() -> None:
     ({"window_size": 2}, "window_size=2 needs class_token=False"),
     ({"global_attn_indexes": (1,)}, r"global_attn_indexes=\[1\] with window_size=0"),
     ({**VITDET, "global_attn_indexes": (3,)}, r"global_attn_indexes=\[3\].*blocks 0\.\.2"),
-    ({"pos_embed_resize": "bicubic"}, "recompute, resample or None; got 'bicubic'"),
-    ({"learned_pos_embed": True, "pos_embed_resize": "recompute"}, "learned pos_embed has the length of img_size"),
+    ({"pos_embed_resize": "resample"}, "bicubic, timm, dino, recompute or None; got 'resample'"),
+    ({"learned_pos_embed": True, "position": "none"}, "learned_pos_embed must be .* got True with position='none'"),
+    ({"norm_eps": 0.0}, "norm_eps must lie between 0 and 1, got 0.0"),
     ({"out_indices": (5,)}, r"out_indices \[5\] do not exist"),
     ({"out_type": "map"}, "out_type must be one of featmap"),
 ])  # fmt: skip
@@ -137,7 +138,9 @@ def test_descriptions_tell_apart_what_computes_otherwise() -> None:
         {}, {"position": "relative"}, {"position": "relative", "relative_query": "unscaled"}, VITDET,
         {**VITDET, "window_size": 3}, {**VITDET, "global_attn_indexes": (1,)}, {**VITDET, "position": "relative"},
         {"use_rel_pos_bias": True}, {"class_token": False}, {"learned_pos_embed": True},
-        {"pos_embed_resize": "resample"}, {"pos_embed_resize": "resample", "pretrain_img_size": 32},
+        {"pos_embed_resize": "bicubic"}, {"pretrain_img_size": 32}, {"position": "none"},
+        {"pos_embed_resize": "timm", "pretrain_img_size": 32}, {"learned_pos_embed": True, "pretrain_img_size": 32},
+        {"learned_pos_embed": "pretraining", "pretrain_img_size": 32},
     ]  # fmt: skip
     assert len({backbone(**kind).describe_positions() for kind in kinds}) == len(kinds)
     assert backbone(**VITDET, position="relative").describe_positions() == (

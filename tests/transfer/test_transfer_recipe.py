@@ -13,6 +13,7 @@ from PIL import Image
 pytest.importorskip("mmseg")
 pytest.importorskip("mmdet")
 from built_configs import ADE20K, CASCADE, COCO, config, meta_model, schedule
+from mmengine.config import Config
 from mmengine.registry import DATASETS, MODELS, DefaultScope
 from torch import nn
 from trainable import batch, trainable
@@ -132,6 +133,22 @@ def test_upernet(name: str, width: int, depth: int, heads: int, out: list, drop_
     assert cfg.optim_wrapper.paramwise_cfg == {"layer_decay_rate": 0.65, "compat": "clean"}
 
 
+def test_mmsegs_own_encoder_by_options() -> None:
+    """LayerScale at mmseg's value for MAE (1.0, not its class's 0.1) and a relative bias of zeros, in every block."""
+    import mmseg
+
+    (file,) = Path(mmseg.__file__).parent.glob(".mim/configs/mae/mae-base_upernet_8xb2-amp-160k_ade20k-512x512.py")
+    theirs = Config.fromfile(str(file)).model.backbone
+    options = {"crop_size": (64, 64), "model.backbone.init_values": theirs.init_values}
+    options |= {"model.backbone.use_rel_pos_bias": True, "model.backbone.embed_dim": 48, "model.backbone.num_heads": 4}
+    with DefaultScope.overwrite_default_scope("mmseg"):
+        encoder = MODELS.build(config(ADE20K[0], options).model.backbone)
+    assert theirs.init_values == 1.0
+    for block in encoder.blocks:
+        assert (block.ls1.gamma == 1.0).all() and (block.ls2.gamma == 1.0).all()
+        assert not block.attn.relative_position_bias_table.any()
+
+
 def test_upernet_schedule() -> None:
     """1,500 iterations of warm-up from 1e-6, then linear (power 1.0) to 0 at the last of 160,000."""
     rates = schedule(json.dumps(config(ADE20K[0]).param_scheduler), 160000)
@@ -193,7 +210,8 @@ def test_vitdet_model(name: str) -> None:
         length = 2 * (64 if i in whole else 14) - 1
         assert attention.rel_pos_h.shape == attention.rel_pos_w.shape == (length, 64)
     assert backbone.cls_token is None
-    assert (backbone.pos_embed, backbone.pos_embed_resize, backbone.pretrain_img_size) == (None, "resample", (224, 224))
+    assert backbone.pos_embed.shape == (1, 1 + 14 * 14, width)  # trained at the grid of pretraining
+    assert (backbone.pos_embed_resize, backbone.table_size) == ("bicubic", (224, 224))
     assert isinstance(backbone.norm, nn.Identity)
     rpn = model.rpn_head
     assert (rpn.num_convs, rpn.prior_generator.strides) == (2, [(s, s) for s in (4, 8, 16, 32, 64)])

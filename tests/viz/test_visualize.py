@@ -368,7 +368,7 @@ def train(folder: Path, images: Path, name: str, kind: str, hook: str) -> dict[s
     config = folder / f"{name}.py"
     config.write_text(f"""
 _base_ = [{str(ROOT / "configs" / "_base_" / "runtime.py")!r}]
-custom_imports = dict(imports=["adpe.engine", "adpe.engine.hooks.pretraining_figures"], allow_failed_imports=False)
+custom_imports = dict(imports=["adpe.engine", "adpe.engine.hooks.visualization"], allow_failed_imports=False)
 model = dict(type="AdPEPretraining", model="adpe_vit_tiny_patch4", position={position!r}, adversary={adversary!r},
     **{OPTIONS!r})
 train_dataloader = dict(batch_size=4, num_workers=0, sampler=dict(type="DefaultSampler", shuffle=True),

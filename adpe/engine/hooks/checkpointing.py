@@ -115,11 +115,14 @@ def read_training_checkpoint(path: str | Path, map_location: Any = "cpu") -> dic
         ) from None
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
         raise UserError(f"{path} is not a training checkpoint: it has no state_dict.")
-    checkpoint.setdefault("meta", {})
+    for name in ("meta", "message_hub"):
+        if not isinstance(checkpoint.setdefault(name, {}), dict):
+            raise UserError(f"{path} is not a training checkpoint: its {name} is no dict.")
     # mmengine would execute this one as Python when resuming.
     checkpoint["meta"].pop("config", None)
-    hub = checkpoint.get("message_hub", {})
-    for name, value in hub.get("log_scalars", {}).items():
+    hub = checkpoint["message_hub"]
+    scalars = hub.get("log_scalars", {})
+    for name, value in scalars.items() if isinstance(scalars, dict) else ():
         if isinstance(value, dict):  # ours
             hub["log_scalars"][name] = HistoryBuffer(*(part.cpu().numpy() for part in value["history"]))
         elif isinstance(value, LoggedScalar):  # mmengine's

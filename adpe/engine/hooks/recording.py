@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 import torch
 from mmengine.config import Config
@@ -138,10 +137,7 @@ def make_record(
         a record that `append_record` takes.
     """
     cfg = runner.cfg
-    # Percent-encoded where the command line gave them, since mmengine's --cfg-options drops spaces.
-    given: dict[str, Any] = {
-        name: unquote(value) if isinstance(value, str) else value for name, value in cfg.record.items()
-    }
+    given: dict[str, Any] = cfg.record.to_dict()
     pretrained = next(_pretrained(cfg.model.to_dict()), None) or cfg.get("load_from")
     last = runner.message_hub.runtime_info.get("last_ckpt")
     checkpoint = last if last and os.path.isfile(last) else None

@@ -11,7 +11,6 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 import numpy as np
 import torch
@@ -67,14 +66,18 @@ def protocol_without_data(path: str | Path, options: dict[str, Any]) -> dict[str
 
 
 def task_protocol(path: str | Path, options: dict[str, Any]) -> dict[str, Any] | None:
-    """The protocol without what is the method's own, without data; None if that is no other config.
+    """The protocol without what is the method's own, without data; None if that is no other config, or none at all.
 
     The method's own are the options that ``record.own`` names, and whatever comes with the file ``pretrained``.
     """
-    own = [unquote(name) for name in _names(options.get("record.own"))]
+    own = _names(options.get("record.own"))
     if not own and not options.get("pretrained"):
         return None
-    return _described(path, {name: value for name, value in options.items() if name not in (*own, "pretrained")})[1]
+    kept = {name: value for name, value in options.items() if name not in (*own, "pretrained")}
+    try:
+        return _described(path, kept)[1]
+    except UserError:
+        return None  # a config that needs its checkpoint, or the method's options, is a protocol of its own
 
 
 def _described(
@@ -115,7 +118,7 @@ def _in_precision_of(own: dict[str, Any], task: dict[str, Any]) -> dict[str, Any
 
 def swept_paths(path: str | Path, options: Mapping[str, Any], cfg: Config) -> list[str]:
     """Paths of the config that follow from the variables that ``record.sweep`` names (``"lr 0.0001"``)."""
-    words = unquote(str((cfg.get("record") or {}).get("sweep") or "")).split()
+    words = str((cfg.get("record") or {}).get("sweep") or "").split()
     paths: list[str] = []
     for name, text in zip(words[::2], words[1::2], strict=False):
         try:
@@ -229,7 +232,7 @@ def _batch(cfg: Config) -> int:
 
 
 def _resolved(cfg: Config) -> dict[str, Any]:
-    """What the Runner is given, but for what is free, with the images of a step in the place of a process's."""
+    """What the Runner is given, but for what is free; how many images a step has stands among the facts."""
     content = cfg.to_dict()
     names = [name for name in inspect.signature(Runner.__init__).parameters if name in content]
     config = {name: as_json(content[name]) for name in names if name not in FREE_TOP}
@@ -240,7 +243,7 @@ def _resolved(cfg: Config) -> dict[str, Any]:
     loader = config.get("train_dataloader")
     if isinstance(loader, dict):
         loader.pop("drop_last", None)
-        loader["batch_size"] = _batch(cfg)
+        loader.pop("batch_size", None)
         (config.get("optim_wrapper") or {}).pop("accumulative_counts", None)
     if isinstance(config.get("val_dataloader"), dict):
         config["val_dataloader"].pop("batch_size", None)

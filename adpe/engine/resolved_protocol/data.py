@@ -28,7 +28,7 @@ def data_description(dataset: Any) -> dict[str, Any] | None:
     sampled = {index * count // _SAMPLE for index in range(_SAMPLE)} if count > _SAMPLE else set(range(count))
     for index in range(count):
         item = _item(dataset, index)
-        names.update(json.dumps(_named(item), sort_keys=True).encode())
+        names.update(_named(item).encode())
         if index in sampled:
             annotations = {key: value for key, value in item.items() if "path" not in str(key)}
             contents.update(json.dumps(as_json(annotations), sort_keys=True, default=str).encode())
@@ -55,11 +55,11 @@ def _item(dataset: Any, index: int) -> dict[str, Any]:
     return {}
 
 
-def _named(item: Mapping[str, Any]) -> list[Any]:
-    """The name of an item, as machines agree on it the last two parts of its paths, its label and number of objects."""
-    paths = [value for key, value in item.items() if "path" in str(key) and isinstance(value, (str, Path))]
-    names = ["/".join(Path(path).parts[-2:]) for path in paths]
-    return [names, item.get("label"), len(item.get("instances") or ())]
+def _named(item: Mapping[str, Any]) -> str:
+    """An item in a line: its paths by their last two parts, as machines agree on them, its label, number of objects."""
+    paths = [value for key, value in item.items() if "path" in key and isinstance(value, (str, Path))]
+    names = ["/".join(str(path).rsplit("/", 2)[-2:]) for path in paths]
+    return f"{names} {item.get('label')} {len(item.get('instances') or ())}\n"
 
 
 def _files(dataset: Any, index: int, item: Mapping[str, Any]) -> Iterator[bytes]:
