@@ -1,4 +1,4 @@
-"""Detection and instance segmentation data of any COCO JSON, for mmdet's configs: data set and metric."""
+"""Detection and instance segmentation data of any COCO JSON, for mmdet's configs."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmengine.registry import DATASETS, METRICS
+from mmengine.registry import DATASETS
 
-from adpe.data.checks.coco import checked_coco, objects_of_categories
+from adpe.data.checks.coco import objects_of_categories
 from adpe.data.checks.inspection import PathLike, first
 from adpe.data.checks.layout import check_coco_root
 from adpe.errors import UserError, require
 
 require("mmdet", "requirements/mm.txt")
 from mmdet.datasets import CocoDataset  # noqa: E402
-from mmdet.evaluation import CocoMetric  # noqa: E402
+
+from adpe.evaluations.coco_ap import AdPECocoMetric as AdPECocoMetric  # noqa: E402  registers it, for configs
 
 logger = logging.getLogger(__name__)
 
@@ -91,50 +92,6 @@ class AdPECocoDataset(CocoDataset):
                 self.ann_file, len(ids), len(self.data_list), first(ids, 8), self.filter_cfg,
             )  # fmt: skip
         return kept
-
-
-@METRICS.register_module()
-class AdPECocoMetric(CocoMetric):
-    """mmdet's `CocoMetric` over a checked JSON, whose categories are matched with the predictions' classes by name.
-
-    Args:
-        ann_file: the JSON with the ground truth; None takes it from the data samples, as in `CocoMetric`.
-        label_policy: see `AdPECocoDataset`.
-        kwargs: as in `CocoMetric`.
-
-    Raises:
-        UserError: if the JSON is not as expected, or has none of the classes.
-    """
-
-    def __init__(self, ann_file: str | None = None, label_policy: str = "repair", **kwargs: Any) -> None:
-        metrics = kwargs.get("metric", "bbox")
-        self._options: dict[str, Any] = {
-            "policy": label_policy,
-            "with_mask": "segm" in ([metrics] if isinstance(metrics, str) else metrics),
-            "without_annotations": bool(kwargs.get("format_only")),
-        }
-        self._source = None if ann_file is None or kwargs.get("backend_args") is not None else ann_file
-        if self._source is not None:
-            ann_file = str(checked_coco(self._source, **self._options).json)
-        self._coco_api: Any = None
-        super().__init__(ann_file=ann_file, **kwargs)
-
-    @property
-    def dataset_meta(self) -> dict[str, Any] | None:
-        """Meta information of the data set, with the classes that labels are indices of."""
-        return self._dataset_meta
-
-    @dataset_meta.setter
-    def dataset_meta(self, dataset_meta: dict[str, Any]) -> None:
-        self._dataset_meta = dataset_meta
-        classes = tuple((dataset_meta or {}).get("classes") or ())
-        if self._source is None or not classes:
-            return
-        checked = checked_coco(self._source, classes=classes, **self._options)
-        found = [c["name"] for c in self._coco_api.dataset["categories"] if c["name"] in set(classes)]
-        if found != list(classes):
-            self._coco_api = type(self._coco_api)(str(checked.json))
-            self.cat_ids = None
 
 
 def _names(
