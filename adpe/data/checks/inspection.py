@@ -83,7 +83,7 @@ def read_label_map(path: Path) -> NDArray[np.uint8]:
 def read_json(path: Path) -> Any:
     """The contents of a JSON file. Raises UserError if there is none or it is damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}). Expected a JSON file there.") from None
     except ValueError as error:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from adpe.data.checks.coco import CheckedCoco, checked_coco
 from adpe.data.checks.inspection import (
     PathLike,
     absent,
@@ -44,7 +45,7 @@ class SegmentationLayout:
 
 @dataclass(frozen=True)
 class CocoLayout:
-    """A COCO JSON and its images: their numbers, and the classes' names in the order of the JSON's categories."""
+    """A COCO JSON and its images: the file to read, numbers, and the classes' names in the order of the labels."""
 
     json: Path
     images: Path
@@ -194,6 +195,8 @@ def check_coco_root(
     images: PathLike = "images/training",
     classes: Sequence[str] | None = None,
     with_mask: bool = True,
+    policy: str = "repair",
+    without_annotations: bool = False,
 ) -> CocoLayout:
     """Check a COCO JSON of instances and the images that it names.
 
@@ -201,86 +204,35 @@ def check_coco_root(
         root: the data root.
         json: the JSON file, absolute or below the root.
         images: folder of the images, absolute or below the root.
-        classes: names of the categories to use, in the JSON's order, e.g. those of the training JSON when the
-            validation JSON is checked. By default all.
-        with_mask: whether every annotation needs a mask (polygons or RLE).
+        classes: names in the order of the labels; see `adpe.data.checks.coco.checked_coco`, as for the next three.
+        with_mask: whether every annotation needs a mask.
+        policy: what is done about wrong annotations.
+        without_annotations: whether there may be none.
 
     Raises:
         UserError: if anything is missing or does not fit.
     """
     root = existing_root(root)
-    path, folder = root / json, root / images
-    contents = read_json(path)
-    for key in ("images", "annotations", "categories"):
-        if not isinstance(contents, dict) or not isinstance(contents.get(key), list):
-            raise UserError(f"{path}: has no list {key!r}, expected COCO's instances: images, annotations, categories.")
-        if not contents[key]:
-            raise UserError(f"{path}: the list {key!r} is empty.")
-    for key, needed in {
-        "images": {"id", "file_name", "width", "height"},
-        "annotations": {"id", "image_id", "category_id", "bbox", "area"} | ({"segmentation"} if with_mask else set()),
-        "categories": {"id", "name"},
-    }.items():
-        for item in contents[key]:
-            missing = needed - set(item) if isinstance(item, dict) else needed
-            if missing:
-                raise UserError(f"{path}: an item of {key!r} has no {first(sorted(missing))}: {str(item)[:100]}")
-        repeated = [value for value, count in Counter(item["id"] for item in contents[key]).items() if count > 1]
-        if repeated:
-            raise UserError(f"{path}: {len(repeated)} ids of {key!r} repeated ({first(repeated)}). They must differ.")
-    for key, known in (("image_id", "images"), ("category_id", "categories")):
-        ids = {item["id"] for item in contents[known]}
-        lost = [item["id"] for item in contents["annotations"] if item[key] not in ids]
-        if lost:
-            raise UserError(f"{path}: {len(lost)} annotations (ids {first(lost)}) whose {key} is not among {known!r}.")
-    sizes = {image["id"]: [image["height"], image["width"]] for image in contents["images"]}
-    for item in contents["annotations"]:
-        mask = item.get("segmentation")
-        if isinstance(mask, dict) and mask.get("size") != sizes[item["image_id"]]:
-            raise UserError(
-                f"{path}: the mask of annotation {item['id']} is of size {mask.get('size')}, but its image "
-                f"{item['image_id']} is {sizes[item['image_id']]} (height, width). Correct the one or the other."
-            )
-    names = _coco_classes(path, contents["categories"], classes)
-    _check_coco_images(path, existing_folder(folder), contents["images"])
-    return CocoLayout(path, folder, len(contents["images"]), len(contents["annotations"]), names)
+    checked = checked_coco(root / json, policy, with_mask, classes, without_annotations)
+    folder = existing_folder(root / images)
+    check_coco_images(checked, folder)
+    return CocoLayout(checked.json, folder, len(checked.images), checked.annotations, checked.classes)
 
 
-def _coco_classes(path: Path, categories: list[dict[str, Any]], classes: Sequence[str] | None) -> tuple[str, ...]:
-    found = [category["name"] for category in categories]
-    repeated = [name for name, count in Counter(found).items() if count > 1]
-    if repeated:
-        raise UserError(f"{path}: several categories are called {first(repeated)}. Give each its own name.")
-    if classes is None:
-        return tuple(found)
-    if isinstance(classes, str):
-        raise UserError(f"classes={classes!r}: expected a list of names.")
-    unknown = [name for name in classes if name not in found]
-    if unknown:
-        raise UserError(f"{path}: has no category {first(unknown)}; it has {first(found, 10)}. Correct the classes.")
-    # mmdet and pycocotools number the classes in the JSON's order whatever the order asked for.
-    ordered = tuple(name for name in found if name in set(classes))
-    if ordered != tuple(classes):
-        raise UserError(
-            f"{path}: its categories come in the order {first(ordered, 10)}, the classes in the order "
-            f"{first(classes, 10)}. Give the classes in the JSON's order, the same in training and validation."
-        )
-    return ordered
-
-
-def _check_coco_images(path: Path, folder: Path, images: list[dict[str, Any]]) -> None:
-    files = [folder / image["file_name"] for image in images]
+def check_coco_images(checked: CheckedCoco, folder: Path) -> None:
+    """Check that the images of a COCO JSON are in a folder, and the sizes of up to 48. Raises UserError."""
+    files = [folder / name for name, _, _ in checked.images]
     lacking = absent(files)
     if lacking:
         raise UserError(
-            f"{path}: {len(lacking)} of its {len(files)} images are not in {folder} "
+            f"{checked.source}: {len(lacking)} of its {len(files)} images are not in {folder} "
             f"({first([os.path.relpath(file, folder) for file in lacking])}). Correct the folder or the JSON."
         )
-    for file, image in sample(list(zip(files, images, strict=True))):
+    for file, (_, width, height) in sample(list(zip(files, checked.images, strict=True))):
         size = image_size(file)
-        if size != (image["width"], image["height"]):
+        if size != (width, height):
             raise UserError(
-                f"{file}: is {size[0]}x{size[1]} pixels, but {path} says {image['width']}x{image['height']}. "
+                f"{file}: is {size[0]}x{size[1]} pixels, but {checked.source} says {width}x{height}. "
                 "Its boxes and masks would not fit: correct the one or the other."
             )
 
