@@ -9,6 +9,7 @@ from mmengine.registry import DATASETS
 
 from adpe.data.checks.inspection import PathLike
 from adpe.data.checks.layout import check_coco_root
+from adpe.data.loading import NamesFiles
 from adpe.errors import require
 
 require("mmdet", "requirements/mm.txt")
@@ -16,7 +17,7 @@ from mmdet.datasets import CocoDataset  # noqa: E402
 
 
 @DATASETS.register_module()
-class AdPECocoDataset(CocoDataset):
+class AdPECocoDataset(NamesFiles, CocoDataset):
     """mmdet's `CocoDataset` whose classes are the categories of the JSON, checked against its images when it is built.
 
     Label i is the i-th category in the JSON's order, whatever the categories' ids. Masks may be polygons or RLE: load
@@ -51,7 +52,12 @@ class AdPECocoDataset(CocoDataset):
         metainfo = dict(metainfo or {})
         if kwargs.get("backend_args") is None:
             layout = check_coco_root(
-                data_root, ann_file, Path(data_prefix["img"]), classes=metainfo.get("classes"), with_mask=with_mask
+                data_root,
+                ann_file,
+                Path(data_prefix["img"]),
+                classes=metainfo.get("classes"),
+                with_mask=with_mask,
+                on_corrupt="error" if kwargs.get("test_mode") else "skip",
             )
             metainfo["classes"] = layout.classes
         super().__init__(
