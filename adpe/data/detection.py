@@ -13,6 +13,7 @@ from mmengine.registry import DATASETS
 from adpe.data.checks.coco import objects_of_categories
 from adpe.data.checks.inspection import PathLike, first
 from adpe.data.checks.layout import check_coco_root
+from adpe.data.loading import NamesFiles
 from adpe.errors import UserError, require
 
 require("mmdet", "requirements/mm.txt")
@@ -24,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 @DATASETS.register_module()
-class AdPECocoDataset(CocoDataset):
+class AdPECocoDataset(NamesFiles, CocoDataset):
     """mmdet's `CocoDataset` whose classes are the categories of the JSON, checked against its images when it is built.
 
     Label i is the i-th class, whatever the categories' ids and order. Masks may be polygons or RLE: load them with
@@ -75,6 +76,7 @@ class AdPECocoDataset(CocoDataset):
                 with_mask=with_mask,
                 policy=label_policy,
                 without_annotations=bool(kwargs.get("test_mode")),
+                on_corrupt="error" if kwargs.get("test_mode") else "skip",
             )
             metainfo["classes"], ann_file = layout.classes, str(layout.json.absolute())
         super().__init__(

@@ -101,7 +101,7 @@ model = dict(
     ),
 )
 train_pipeline = [
-    dict(type="LoadImageFromFile"),
+    dict(type="LoadImageFromFile", on_corrupt="skip"),
     dict(type="LoadAnnotations", with_bbox=True, with_mask=True),
     dict(type="Resize", scale=(4 * image_size, image_size), keep_ratio=True),
     dict(type="RandomCrop", crop_size=(crop_size, crop_size), allow_negative_crop=True),

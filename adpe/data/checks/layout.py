@@ -18,15 +18,17 @@ from adpe.data.checks.coco import CheckedCoco, checked_coco
 from adpe.data.checks.inspection import (
     PathLike,
     absent,
+    check_fit,
+    check_orientations,
     existing_folder,
     existing_root,
     files_below,
     first,
-    image_size,
     list_images,
     read_json,
     read_label_map,
     sample,
+    size_of,
 )
 from adpe.errors import UserError
 
@@ -58,7 +60,7 @@ def check_segmentation_root(
     root: PathLike,
     num_classes: int | None = None,
     classes: Sequence[str] | PathLike | None = None,
-    img_suffix: str = ".jpg",
+    img_suffix: str | None = None,
     seg_map_suffix: str = ".png",
     reduce_zero_label: bool = True,
 ) -> SegmentationLayout:
@@ -68,7 +70,7 @@ def check_segmentation_root(
         root: the data root.
         num_classes: what the model predicts; None takes it from the classes.
         classes: see `read_classes`.
-        img_suffix: end of the images' names.
+        img_suffix: end of the images' names; by default any of `adpe.data.names.EXTENSIONS`.
         seg_map_suffix: end of the label maps' names.
         reduce_zero_label: whether label 0 means unlabelled, so that class i has label i + 1.
 
@@ -82,15 +84,15 @@ def check_segmentation_root(
         folder, maps = root / "images" / split, root / "annotations" / split
         images = list_images(folder, img_suffix)
         existing_folder(maps)
-        pairs[split] = [(path, maps / label_map_name(path, folder, img_suffix, seg_map_suffix)) for path in images]
+        pairs[split] = with_label_maps(images, folder, maps, img_suffix, seg_map_suffix)
     names = read_classes(root, classes, seg_map_suffix=seg_map_suffix, reduce_zero_label=reduce_zero_label)
     if num_classes is not None and num_classes != len(names):
         raise UserError(
             f"{root}: has {len(names)} classes ({first(names)}), but the model num_classes={num_classes}. "
             f"Set num_classes={len(names)}, or name the classes with classes=[...]."
         )
-    for of_split in pairs.values():
-        check_label_maps(of_split, len(names), reduce_zero_label)
+    for split, of_split in pairs.items():
+        check_label_maps(of_split, len(names), reduce_zero_label, "skip" if split == "training" else "error")
     return SegmentationLayout(root, {split: len(of_split) for split, of_split in pairs.items()}, names)
 
 
@@ -114,26 +116,28 @@ def check_not_full_ade20k(root: PathLike) -> None:
         )
 
 
-def check_label_maps(pairs: Sequence[tuple[Path, Path]], num_classes: int, reduce_zero_label: bool = True) -> None:
+def check_label_maps(
+    pairs: Sequence[tuple[Path, Path]], num_classes: int, reduce_zero_label: bool = True, on_corrupt: str = "error"
+) -> None:
     """Check that each image has its label map; open up to 48 pairs for the maps' type, size and largest label.
+
+    The orientation of every image is looked at: see `adpe.data.pixels.orientation_to_apply`.
 
     Args:
         pairs: (image, label map) paths.
         num_classes: labels above it (or equal to it without `reduce_zero_label`) are errors; 255 is never one.
         reduce_zero_label: whether label 0 means unlabelled, so that class i has label i + 1.
+        on_corrupt: what the reader does with an image that is none, ``"skip"`` or ``"error"``.
 
     Raises:
         UserError: naming the file.
     """
     _check_present(pairs)
+    check_orientations([image for image, _ in pairs], lambda index: size_of(read_label_map(pairs[index][1])))
     largest = num_classes if reduce_zero_label else num_classes - 1
     for image, label_map in sample(pairs):
-        size, labels = image_size(image), read_label_map(label_map)
-        if size != labels.shape[::-1]:
-            raise UserError(
-                f"{label_map}: is {labels.shape[1]}x{labels.shape[0]} pixels, but {image} is {size[0]}x{size[1]}. "
-                "A label map has its image's size."
-            )
+        labels = read_label_map(label_map)
+        check_fit(image, size_of(labels), label_map, on_corrupt)
         found = np.unique(labels)
         wrong = found[(found > largest) & (found != IGNORE_LABEL)]
         if wrong.size:
@@ -197,6 +201,7 @@ def check_coco_root(
     with_mask: bool = True,
     policy: str = "repair",
     without_annotations: bool = False,
+    on_corrupt: str = "error",
 ) -> CocoLayout:
     """Check a COCO JSON of instances and the images that it names.
 
@@ -208,6 +213,7 @@ def check_coco_root(
         with_mask: whether every annotation needs a mask.
         policy: what is done about wrong annotations.
         without_annotations: whether there may be none.
+        on_corrupt: what the reader does with an image that is none, ``"skip"`` or ``"error"``.
 
     Raises:
         UserError: if anything is missing or does not fit.
@@ -215,12 +221,16 @@ def check_coco_root(
     root = existing_root(root)
     checked = checked_coco(root / json, policy, with_mask, classes, without_annotations)
     folder = existing_folder(root / images)
-    check_coco_images(checked, folder)
+    check_coco_images(checked, folder, on_corrupt)
     return CocoLayout(checked.json, folder, len(checked.images), checked.annotations, checked.classes)
 
 
-def check_coco_images(checked: CheckedCoco, folder: Path) -> None:
-    """Check that the images of a COCO JSON are in a folder, and the sizes of up to 48. Raises UserError."""
+def check_coco_images(checked: CheckedCoco, folder: Path, on_corrupt: str = "error") -> None:
+    """Check that the images of a COCO JSON are in a folder, their orientation, and the sizes of up to 48.
+
+    Raises:
+        UserError: if one is missing, or does not fit the JSON.
+    """
     files = [folder / name for name, _, _ in checked.images]
     lacking = absent(files)
     if lacking:
@@ -228,18 +238,28 @@ def check_coco_images(checked: CheckedCoco, folder: Path) -> None:
             f"{checked.source}: {len(lacking)} of its {len(files)} images are not in {folder} "
             f"({first([os.path.relpath(file, folder) for file in lacking])}). Correct the folder or the JSON."
         )
+    check_orientations(files, lambda index: (checked.images[index][1], checked.images[index][2]))
     for file, (_, width, height) in sample(list(zip(files, checked.images, strict=True))):
-        size = image_size(file)
-        if size != (width, height):
-            raise UserError(
-                f"{file}: is {size[0]}x{size[1]} pixels, but {checked.source} says {width}x{height}. "
-                "Its boxes and masks would not fit: correct the one or the other."
-            )
+        check_fit(file, (width, height), checked.source, on_corrupt)
 
 
-def label_map_name(image: Path, folder: Path, img_suffix: str, seg_map_suffix: str) -> str:
+def label_map_name(image: Path, folder: Path, img_suffix: str | None, seg_map_suffix: str) -> str:
     """Path of an image's label map relative to the folder of the label maps."""
-    return str(image.relative_to(folder))[: -len(img_suffix)] + seg_map_suffix
+    name = str(image.relative_to(folder))
+    return name[: -len(img_suffix or image.suffix)] + seg_map_suffix
+
+
+def with_label_maps(
+    images: Sequence[Path], folder: Path, maps: Path, img_suffix: str | None, seg_map_suffix: str
+) -> list[tuple[Path, Path]]:
+    """(image, label map) of the images in `folder`. Raises UserError if two share a label map."""
+    pairs = [(image, maps / label_map_name(image, folder, img_suffix, seg_map_suffix)) for image in images]
+    owners: dict[Path, Path] = {}
+    for image, label_map in pairs:
+        if label_map in owners:
+            raise UserError(f"{owners[label_map]} and {image.name} share the label map {label_map}: remove one image.")
+        owners[label_map] = image
+    return pairs
 
 
 def _infer_classes(root: Path, folder: Path, suffix: str, reduce_zero_label: bool) -> tuple[str, ...]:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from adpe.data.checks.coco import CheckedCoco, checked_coco, inspected_coco
 from adpe.data.checks.inspection import (
@@ -27,9 +26,11 @@ from adpe.data.checks.inspection import (
     list_images,
     read_label_map,
     sample,
+    size_of,
 )
 from adpe.data.checks.layout import IGNORE_LABEL, SPLITS, check_coco_images, check_not_full_ade20k, label_map_name
-from adpe.errors import UserError
+from adpe.data.pixels import CorruptImageError, Size, decode_image
+from adpe.errors import UserError, told
 
 ADE20K_IMAGES = {"training": 20210, "validation": 2000}
 ADE20K_CLASSES = 150
@@ -74,7 +75,7 @@ def verify_ade20k(root: PathLike, quick: bool = False, track: Track = untracked)
     findings = []
     for split in SPLITS:
         folder, maps = root / "images" / split, root / "annotations" / split
-        images = list_images(folder)
+        images = list_images(folder, ".jpg")
         findings.append(_count(f"{split}: images", len(images), ADE20K_IMAGES[split]))
         pairs = [(image, maps / label_map_name(image, folder, ".jpg", ".png")) for image in images]
         lacking = set(absent([label_map for _, label_map in pairs]))
@@ -170,43 +171,33 @@ def _instances(
         *findings,
         # No error: these are not read.
         Finding(f"{split}: images that the JSON does not name", True, first([file.name for file in spare]) or "none"),
-        _faults(f"{split}: images", _each(_image_fault, chosen, track, split), len(chosen)),
+        _faults(f"{split}: images", _each(image_fault, chosen, track, split), len(chosen)),
     ], checked
 
 
 def _label_map_fault(pair: tuple[Path, Path]) -> str | None:
     image, label_map = pair
     try:
-        size, labels = decoded_size(image), read_label_map(label_map)
+        labels = read_label_map(label_map)
     except UserError as error:
         return str(error)
-    if size != labels.shape[::-1]:
-        return f"{label_map}: is {labels.shape[1]}x{labels.shape[0]} pixels, but its image is {size[0]}x{size[1]}."
+    fault = image_fault((image, size_of(labels)))
+    if fault:
+        return f"{fault} (label map {label_map})"
     wrong = labels[(labels > ADE20K_CLASSES) & (labels != IGNORE_LABEL)]
     if wrong.size:
         return f"{label_map}: has label {int(np.max(wrong))}, expected 0..{ADE20K_CLASSES}."
     return None
 
 
-def _image_fault(item: tuple[Path, tuple[int, int]]) -> str | None:
-    path, expected = item
+def image_fault(item: tuple[Path, Size]) -> str | None:
+    """What a reader has against an image under annotations of a (width, height); None if it reads it."""
+    path, annotated = item
     try:
-        size = decoded_size(path)
-    except UserError as error:
-        return str(error)
-    if size != expected:
-        return f"{path}: is {size[0]}x{size[1]} pixels, but the JSON says {expected[0]}x{expected[1]}."
+        decode_image(path.read_bytes(), str(path), annotated)
+    except (OSError, CorruptImageError) as error:
+        return told(error)
     return None
-
-
-def decoded_size(path: Path) -> tuple[int, int]:
-    """(width, height) of an image that decodes to its end. Raises UserError if it does not."""
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return image.size
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: not a readable image ({error}).") from None
 
 
 def _each(fault: Callable[[Any], str | None], items: Sequence[Any], track: Track, text: str) -> list[str]:
