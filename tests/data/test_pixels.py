@@ -18,6 +18,7 @@ import cv2
 import mmdet.registry
 import mmengine.registry
 import mmseg.registry
+from mmengine.registry import DefaultScope
 
 import adpe.data.detection
 import adpe.data.segmentation  # noqa: F401  its readers replace mmcv's
@@ -49,7 +50,8 @@ def for_classification(path: Path) -> np.ndarray:
 
 def in_pipeline(scope: str, kind: str = "LoadImageFromFile", **options) -> Callable[[Path], np.ndarray]:
     def read(path: Path) -> np.ndarray:
-        transform = SCOPES[scope].TRANSFORMS.build({"type": kind, **options})
+        with DefaultScope.overwrite_default_scope(scope):
+            transform = SCOPES[scope].TRANSFORMS.build({"type": kind, **options})
         results = transform(str(path) if kind == "InferencerLoader" else {"img_path": str(path)})
         assert results["img"].shape[:2] == results["img_shape"] == results["ori_shape"]
         return results["img"][..., ::-1]
