@@ -137,8 +137,8 @@ class AdPETimmBackbone(BaseModule):
         if lost or wrong:
             size = " Set img_size to the size that it was made for." if wrong and not lost else ""
             raise UserError(
-                f"{path}: {len(lost)} of {len(own)} tensors of {self.name} are missing and {len(wrong)} of another shape "
-                f"({', '.join([*lost, *wrong][:3])}): it is not a checkpoint of this timm model.{size}"
+                f"{path}: {len(lost)} of {len(own)} tensors of {self.name} are missing and {len(wrong)} of another "
+                f"shape ({', '.join([*lost, *wrong][:3])}): it is not a checkpoint of this timm model.{size}"
             )
         for name, theirs in wanted.items():
             if own[name].is_floating_point():
