@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 from types import ModuleType
 
@@ -24,7 +25,10 @@ class UserError(RuntimeError):
 def told(error: UserError | ValueError | OSError) -> str:
     """The sentence for an error: its own, or for one of the file system which path it is about and what to do."""
     if not isinstance(error, OSError):
-        return str(error)
+        text = str(error)
+        # What torch's DataLoader makes of an error in a worker: its traceback, of which the last line tells.
+        raised = list(re.finditer(r"^[\w.]*Error: ", text, re.MULTILINE)) if text.startswith("Caught ") else []
+        return text[raised[-1].end() :].strip() if raised else text
     return f"{error.filename or 'a file'}: {error.strerror or error}. Choose another path, or make room there."
 
 

@@ -5,8 +5,10 @@
     python tools/verify_data.py coco data/coco                          # annotations/, train2017/, val2017/
     python tools/verify_data.py coco-like FOLDER    # instances_{training,validation}.json, images/{training,validation}
 
---quick looks at 48 images of each split instead of all. Exit status: 0 all right, 1 something is wrong, 2 a mistake in
-the command line.
+--quick looks at 48 images of each split instead of all. --label-policy says which annotations are wrong: all that are
+not as COCO has them (strict, the default), those that training with label_policy=repair could not mend (it also writes
+the mended JSON and names it), or those that it could not read (report). Exit status: 0 all right, 1 something is wrong,
+2 a mistake in the command line.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from rich.progress import track
 from rich.table import Table
 from rich.text import Text
 
+from adpe.data.checks.coco import POLICIES
 from adpe.data.checks.verify import VERIFIERS
 from adpe.errors import UserError, print_error
 
@@ -40,9 +43,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("dataset", choices=list(VERIFIERS))
     parser.add_argument("root", type=Path, metavar="ROOT", help="folder that has it")
     parser.add_argument("--quick", action="store_true", help="look at 48 images of each split instead of all")
+    parser.add_argument("--label-policy", choices=POLICIES, help="for coco and coco-like: which annotations are wrong")
     args = parser.parse_args(arguments)
+    if args.label_policy and args.dataset == "ade20k":
+        parser.error("--label-policy is about COCO annotations: it goes with coco and coco-like.")
+    options = {"policy": args.label_policy} if args.label_policy else {}
     try:
-        findings = VERIFIERS[args.dataset](args.root, args.quick, show_progress)
+        findings = VERIFIERS[args.dataset](args.root, args.quick, show_progress, **options)
     except UserError as error:
         print_error(error)
         return 1

@@ -170,6 +170,7 @@ def load_checkpoint(
                 "The checkpoint is of another width, depth, patch size or head; choose the model it was made with."
             )
         else:
+            check_values(name, state[name], path)
             loaded[name] = state[name]
             if name not in report.resized:
                 report.matched.append(name)
@@ -234,6 +235,25 @@ def describe_encoder(path: str | Path) -> Description:
     with _shapes_of(path):
         raw = read_file(path)
         return describe(raw, to_our_names(raw, str(path)), path)
+
+
+def check_values(name: str, tensor: Tensor, path: str | Path) -> None:
+    """Check that a tensor of a checkpoint holds weights.
+
+    Raises:
+        UserError: for integers, which a quantised file has, and for NaN or infinity, which a diverged run leaves.
+    """
+    if not tensor.is_floating_point():
+        raise UserError(
+            f"{path}: {name} has dtype {str(tensor.dtype).removeprefix('torch.')}, expected floating-point weights. "
+            "A quantised file cannot be trained from: take the one that it was made of."
+        )
+    bad = int((~tensor.isfinite()).sum())
+    if bad:
+        raise UserError(
+            f"{path}: {bad} of {tensor.numel()} values of {name} are not finite (NaN or infinity): the run that wrote "
+            "it had diverged. Take an earlier checkpoint."
+        )
 
 
 @contextmanager

@@ -23,6 +23,10 @@ Framework = Literal["adpe", "timm", "mae", "mmseg", "mmpretrain", "detectron2"]
 # Prefixes that wrappers (DistributedDataParallel, FSDP, torch.compile, a model that holds the model) put before names.
 WRAPPERS = r"(?:(?:module|_orig_mod|_fsdp_wrapped_module|model)\.)*"
 
+# Keys under which trainers keep an average of the weights (EMA) beside the raw ones, and all keys of copies.
+AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict")
+COPIES = (*AVERAGED, "state_dict", "model")
+
 # Every framework's names as timm's, in this order.
 TO_TIMM = [
     (r"^layers\.", "blocks."),  # OpenMMLab
@@ -89,7 +93,7 @@ def to_our_names(
         UserError: if it holds no encoder.
     """
     dropped = {} if dropped is None else dropped
-    raw = {re.sub(f"^{WRAPPERS}", "", name): tensor for name, tensor in _unwrap(state, dropped).items()}
+    raw = {re.sub(f"^{WRAPPERS}", "", name): tensor for name, tensor in unwrap(state, dropped).items()}
     tensors: dict[str, Tensor] = {}
     for name, tensor in _of_the_backbone(raw, dropped).items():
         for pattern, replacement in TO_TIMM:
@@ -203,13 +207,28 @@ def summarize(names: Iterable[str]) -> str:
     return text + (f" and {len(words) - 6} more" if len(words) > 6 else "")
 
 
-def _unwrap(state: Mapping[str, object], dropped: dict[str, str]) -> dict[str, Tensor]:
-    for key in ("state_dict", "model", "teacher", "student"):
+def unwrap(
+    state: Mapping[str, object], dropped: dict[str, str], averaged: Iterable[str] = ("state_dict_ema",)
+) -> dict[str, Tensor]:
+    """The tensors of a file, which may be nested, and which of several copies they are.
+
+    Args:
+        state: the file's contents.
+        dropped: takes the name of each copy that is left out, to the reason.
+        averaged: keys of averaged weights that are taken before the raw ones: timm's own loader takes
+            ``state_dict_ema`` and ``model_ema``; the authors' fine-tuning of DeiT and ConvNeXt takes ``model``, and
+            mmengine's ``state_dict`` holds what its EMA hook evaluates.
+    """
+    keys = (*averaged, "state_dict", "model", "teacher", "student")
+    for key in keys:
         inner = state.get(key)
         if isinstance(inner, Mapping):
             if key == "teacher" and "student" in state:
                 dropped["student"] = "the teacher's weights are taken, as DINO evaluates them"
-            return _unwrap(inner, dropped)
+            for other in COPIES:
+                if other != key and isinstance(state.get(other), Mapping) and {key, other} & set(AVERAGED):
+                    dropped[other] = f"{'averaged' if other in AVERAGED else 'raw'} weights; those of {key} are taken"
+            return unwrap(inner, dropped, averaged)
     return {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -13,17 +12,13 @@ import numpy as np
 from PIL import Image
 
 from adpe.data.archives import COMPRESSED, DAMAGE, TarArchive, ZipArchive, check_size, default_cache_dir
+from adpe.data.names import EXTENSIONS, is_image, left_out
+from adpe.data.pixels import CorruptImageError, decode_image, unreadable
 from adpe.errors import UserError
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
-MAX_PIXELS = 89_478_485  # Pillow's own warning threshold, which other code may have switched off
 MAX_CONSECUTIVE_CORRUPT = 100
 
 logger = logging.getLogger(__name__)
-
-
-class CorruptImageError(UserError):
-    """An image that cannot be read or decoded; the message holds its path."""
 
 
 class ImageSource:
@@ -32,7 +27,8 @@ class ImageSource:
     A source is a folder (searched recursively, links followed), a `.tar`, `.tar.xz`, `.tar.gz` or `.zip` archive, one
     image file, or a list of these, which are concatenated. Within each, images are sorted by their path, so that a
     folder and an archive of it give the same indices. Uncompressed tars and zips are read in place. A compressed tar is
-    unpacked once into one `.tar` in the cache directory (atomically, and at most to 100 times its size).
+    unpacked once into one `.tar` in the cache directory (atomically, and at most to 100 times its size). Files that are
+    left out for their name are counted in a warning. What an image's pixels are is said in `adpe.data.pixels`.
 
     Instances can be pickled and used after a fork (DataLoader workers); files are opened on first use.
 
@@ -105,24 +101,14 @@ class ImageSource:
         try:
             return part.read(name, int(self._offsets[index]), int(self._sizes[index]))
         except DAMAGE as error:
-            raise self._corrupt(index, error) from error
+            raise unreadable(self.path(index), error) from error
 
     def decode(self, index: int) -> Image.Image:
-        """The decoded image in mode RGB, whatever `on_corrupt` says. Raises CorruptImageError.
+        """The image in mode RGB by the policy of `adpe.data.pixels`, whatever `on_corrupt` says.
 
-        Like torchvision's loader it leaves the orientation tag of a photograph alone.
+        Raises CorruptImageError.
         """
-        data = self.read(index)
-        try:
-            image = Image.open(io.BytesIO(data))
-            if image.width * image.height > MAX_PIXELS:
-                raise ValueError(f"{image.width} x {image.height} pixels, more than the limit of {MAX_PIXELS}")
-            image.load()
-            return image if image.mode == "RGB" else image.convert("RGB")
-        except MemoryError:
-            raise
-        except Exception as error:  # Pillow's decoders raise many kinds, of which its documentation names two
-            raise self._corrupt(index, error) from error
+        return decode_image(self.read(index), self.path(index))
 
     def load(self, index: int) -> tuple[Image.Image, int]:
         """The image in mode RGB and its index, which is another than asked for where a corrupt one was skipped.
@@ -155,9 +141,16 @@ class ImageSource:
         return part, bytes(self._names[index]).decode("utf-8", "surrogateescape")
 
     def _list(self, part: _Part) -> list[tuple[str, int, int]]:
-        found = sorted(member for member in part.members() if _is_image(member[0]))
+        members = list(part.members())
+        found = sorted(member for member in members if not member[0] or is_image(member[0]))
+        others = left_out(name for name, _, _ in members if name and not is_image(name))
         if not found:
-            raise UserError(f"no images in {part.path}: expected files ending in {', '.join(EXTENSIONS)}.")
+            raise UserError(
+                f"no images in {part.path}: expected files ending in {', '.join(EXTENSIONS)}; "
+                f"{others or 'it is empty'}."
+            )
+        if others:
+            logger.warning("%s: %d images; %s", part.path, len(found), others)
         if not self.split:
             return found
         chosen = [member for member in found if member[0].startswith(self.split + "/")]
@@ -172,12 +165,6 @@ class ImageSource:
     def _folder(self, name: str) -> str:
         relative = name[len(self.split) + 1 :] if self.split else name
         return relative.rpartition("/")[0].rpartition("/")[2]
-
-    def _corrupt(self, index: int, error: Exception) -> CorruptImageError:
-        reason = f"{type(error).__name__}: {error}".replace("\n", " ")
-        return CorruptImageError(
-            f"{self.path(index)} cannot be read as an image ({reason}). Replace or remove it, or set on_corrupt='skip'."
-        )
 
 
 class _Folder:
@@ -221,11 +208,6 @@ _Part = _Folder | TarArchive | ZipArchive
 
 def _encode(name: str) -> bytes:
     return name.encode("utf-8", "surrogateescape")
-
-
-def _is_image(name: str) -> bool:
-    # A leading dot marks the companion files that macOS adds to archives, which end in .jpg as well.
-    return not name or (name.lower().endswith(EXTENSIONS) and not name.rpartition("/")[2].startswith("."))
 
 
 def _open_part(path: Path, cache_dir: Path) -> _Part:

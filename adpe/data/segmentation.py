@@ -9,15 +9,16 @@ from typing import Any
 from mmengine.registry import DATASETS
 
 from adpe.data.checks.inspection import PathLike, existing_folder, list_images
-from adpe.data.checks.layout import check_label_maps, check_not_full_ade20k, read_classes
-from adpe.errors import require
+from adpe.data.checks.layout import check_label_maps, check_not_full_ade20k, read_classes, with_label_maps
+from adpe.data.loading import NamesFiles
+from adpe.errors import UserError, require
 
 require("mmseg", "requirements/mm.txt")
 from mmseg.datasets import ADE20KDataset, BaseSegDataset  # noqa: E402
 
 
 @DATASETS.register_module()
-class AdPESegmentationDataset(BaseSegDataset):
+class AdPESegmentationDataset(NamesFiles, BaseSegDataset):
     """`BaseSegDataset` that takes its classes from the data root and checks the layout when it is built.
 
     Items are mmseg's. With `reduce_zero_label` (as ADE20K has it) label 0 of a map becomes 255 = ignored and label
@@ -30,6 +31,8 @@ class AdPESegmentationDataset(BaseSegDataset):
             the root, see `adpe.data.checks.layout.read_classes`. `metainfo["classes"]` goes before it.
         reduce_zero_label: whether label 0 means unlabelled.
         metainfo: as in `BaseSegDataset`.
+        img_suffix: end of the images' names; by default any of `adpe.data.names.EXTENSIONS`. Other files in the folder
+            are counted in a warning.
         kwargs: as in `BaseSegDataset`. With `backend_args` the data may lie elsewhere than on a disk: the layout is
             not checked then.
 
@@ -44,8 +47,10 @@ class AdPESegmentationDataset(BaseSegDataset):
         classes: Sequence[str] | PathLike | None = None,
         reduce_zero_label: bool = True,
         metainfo: dict[str, Any] | None = None,
+        img_suffix: str | None = None,
         **kwargs: Any,
     ) -> None:
+        self._any_suffix = img_suffix is None and kwargs.get("backend_args") is None
         if data_prefix is None:
             data_prefix = {"img_path": "images/training", "seg_map_path": "annotations/training"}
         metainfo = dict(metainfo or {})
@@ -64,16 +69,40 @@ class AdPESegmentationDataset(BaseSegDataset):
             data_prefix=data_prefix,
             reduce_zero_label=reduce_zero_label,
             metainfo=metainfo,
+            img_suffix=img_suffix or ".jpg",
             **kwargs,
         )
 
     def load_data_list(self) -> list[dict[str, Any]]:
         """As in `BaseSegDataset`, after a check of the folders and of a sample of the label maps."""
-        return checked_data_list(self, super().load_data_list)
+        return checked_data_list(self, self._list_images if self._any_suffix else super().load_data_list)
+
+    def _list_images(self) -> list[dict[str, Any]]:
+        """mmseg's items, for images of any suffix; those of `ann_file` if there is one, which names them without."""
+        folder, maps = Path(self.data_prefix["img_path"]), self.data_prefix.get("seg_map_path")
+        images = list_images(folder)
+        if self.ann_file and Path(self.ann_file).is_file():
+            known = {str(path.relative_to(folder))[: -len(path.suffix)]: path for path in images}
+            names = Path(self.ann_file).read_text(encoding="utf-8").split("\n")
+            wanted = [name.strip() for name in names if name.strip()]
+            lost = [name for name in wanted if name not in known]
+            if lost:
+                raise UserError(
+                    f"{self.ann_file}: {len(lost)} of {len(wanted)} images are not in {folder} ({lost[0]})."
+                )
+            images = [known[name] for name in wanted]
+        items: list[dict[str, Any]] = [{"img_path": str(path)} for path in images]
+        if maps:
+            for item, (_, label_map) in zip(
+                items, with_label_maps(images, folder, Path(maps), None, self.seg_map_suffix), strict=True
+            ):
+                item["seg_map_path"] = str(label_map)
+        shared = {"label_map": self.label_map, "reduce_zero_label": self.reduce_zero_label}
+        return [{**item, **shared, "seg_fields": []} for item in items]
 
 
 @DATASETS.register_module()
-class AdPEADE20KDataset(ADE20KDataset):
+class AdPEADE20KDataset(NamesFiles, ADE20KDataset):
     """mmseg's `ADE20KDataset`, with its classes and palette, that checks the layout and labels when it is built.
 
     Raises:
@@ -90,10 +119,13 @@ def checked_data_list(dataset: BaseSegDataset, load: Callable[[], list[dict[str,
     """The items that `load` gives, with the folders and a sample of the label maps checked if they lie on a disk."""
     if dataset.backend_args is not None:
         return load()
-    list_images(dataset.data_prefix["img_path"], dataset.img_suffix)
+    folder = existing_folder(dataset.data_prefix["img_path"])
+    if not getattr(dataset, "_any_suffix", False):
+        list_images(folder, dataset.img_suffix)  # tells what is left out
     if dataset.data_prefix.get("seg_map_path"):
         existing_folder(dataset.data_prefix["seg_map_path"])
     items = load()
     pairs = [(Path(item["img_path"]), Path(item["seg_map_path"])) for item in items if "seg_map_path" in item]
-    check_label_maps(pairs, len(dataset.metainfo["classes"]), dataset.reduce_zero_label)
+    on_corrupt = "error" if dataset.test_mode else "skip"
+    check_label_maps(pairs, len(dataset.metainfo["classes"]), dataset.reduce_zero_label, on_corrupt)
     return items

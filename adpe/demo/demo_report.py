@@ -20,6 +20,7 @@ from adpe.checkpoints.loading import load_checkpoint
 from adpe.checkpoints.reading import build_model
 from adpe.data.images import ImageSource
 from adpe.data.multicrop import IMAGENET_MEAN, IMAGENET_STD, MultiCrop, crop_generator
+from adpe.data.pixels import decode_picture
 from adpe.demo.chain import write_text
 from adpe.engine.hooks.checkpointing import latest_checkpoint, read_training_checkpoint
 from adpe.errors import UserError
@@ -124,11 +125,9 @@ def _predict(stage: Stage) -> tuple[Any, list[Any], list[Any]]:
     return dataset, items, [model.test_step(pseudo_collate([item]))[0] for item in items]
 
 
-def _original(sample: Any) -> np.ndarray:
-    from PIL import Image
-
-    with Image.open(sample.img_path) as image:
-        return np.asarray(image.convert("RGB"))
+def original(sample: Any) -> np.ndarray:
+    """The image of a sample, (H, W, 3) uint8 RGB, turned as it was for the model."""
+    return np.asarray(decode_picture(Path(sample.img_path).read_bytes(), sample.img_path, sample.get("ori_shape")))
 
 
 @torch.no_grad()
@@ -158,7 +157,7 @@ def _segment(stages: dict[str, Stage], path: Path) -> Path:
     for start, stage in stages.items():
         dataset, items, samples = _predict(stage)
         predicted[f"{start} start"] = [sample.pred_sem_seg.data[0].numpy() for sample in samples]
-    images = [_original(sample) for sample in samples]
+    images = [original(sample) for sample in samples]
     truths = [item["data_samples"].gt_sem_seg.data[0].numpy() for item in items]
     h, w = _same_size(images)
     maps = {name: np.stack([p[:h, :w] for p in values]) for name, values in predicted.items()}
@@ -173,7 +172,7 @@ def _detect(stages: dict[str, Stage], path: Path) -> Path:
     for start, stage in stages.items():
         dataset, items, samples = _predict(stage)
         predicted[f"{start} start"] = [sample.pred_instances.numpy() for sample in samples]
-    images = [_original(sample) for sample in samples]
+    images = [original(sample) for sample in samples]
     h, w = _same_size(images)
     found = {
         name: [

@@ -16,6 +16,7 @@ from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from mmengine.utils import import_modules_from_strings
 
+from adpe.engine.mmengine_internals import failed_build
 from adpe.engine.options.paths import check_option, deletions_first, places, put, suggest
 from adpe.engine.options.variables import Variables, find_sources
 from adpe.engine.start import settle_start
@@ -202,19 +203,17 @@ def dicts(node: Any, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def mistake_in_config(error: Exception) -> UserError | None:
     """The sentence for an error that mmengine's registry raised while building what a config names, else None."""
-    frame = error.__traceback__
-    while frame is not None and frame.tb_next is not None:
-        frame = frame.tb_next
-    if frame is None or f"mmengine{os.sep}registry" not in frame.tb_frame.f_code.co_filename:
+    failed = failed_build(error)
+    if failed is None:
         return None
     message = str(error.args[0]) if error.args else str(error)
     match = re.search(r"(\S+) is not in the (?:(\w+)::)?([\w ]+?) registry", message)
     if match is None:
         if isinstance(error, (KeyError, TypeError, ImportError)):
-            built = frame.tb_frame.f_locals.get("obj_cls")
-            return UserError(f"the config does not fit {getattr(built, '__name__', 'its components')}: {message}")
+            built = getattr(failed.component, "__name__", "its components")
+            return UserError(f"the config does not fit {built}: {message}")
         return None
-    registry = frame.tb_frame.f_locals.get("registry")
+    registry = failed.registry
     known: list[str] = []
     while registry is not None:
         known += list(registry.module_dict)

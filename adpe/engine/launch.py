@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from mmengine.config import Config, ConfigDict
 from adpe.distributed import port_in_use
 from adpe.engine.config import check_files, dicts, mistake_in_config, read_config
 from adpe.engine.effective_batch import apply_effective_batch
-from adpe.engine.hooks.checkpointing import latest_checkpoint, read_training_checkpoint
+from adpe.engine.hooks.checkpointing import STOPPING, latest_checkpoint, read_training_checkpoint
 from adpe.engine.hooks.defaults import complete_hooks, complete_visualizer
 from adpe.engine.hooks.recording import config_sha256
 from adpe.engine.options.conflicts import check_command_line, check_length, check_runner
@@ -69,6 +70,7 @@ def _parser(description: str) -> argparse.ArgumentParser:
 def _run(command: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> int:
     """Run a command on this process, telling a user's mistake in a sentence (status 2)."""
     status = 0
+    handlers = {number: signal.getsignal(number) for number in STOPPING}
     try:
         check_launcher(args.launcher)
         command(args)
@@ -86,6 +88,10 @@ def _run(command: Callable[[argparse.Namespace], Any], args: argparse.Namespace)
     if torch.distributed.is_initialized() and status in (0, EXIT_PREEMPTED):
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
+    if status != EXIT_PREEMPTED:  # a launcher may end a process that is about to end with this status
+        for number, handler in handlers.items():
+            if signal.getsignal(number) != handler:
+                signal.signal(number, handler or signal.SIG_DFL)
     return status
 
 

@@ -21,6 +21,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import DATA_SAMPLERS, DATASETS, FUNCTIONS, HOOKS
 from torch.utils.data import BatchSampler, Dataset, Sampler
 
+from adpe.engine.mmengine_internals import set_iterator
 from adpe.errors import UserError
 
 # First words of the seeds, so that the two kinds of streams never coincide.
@@ -303,6 +304,6 @@ def position(loop: Any) -> None:
             checkpoint.
     """
     if hasattr(loop, "dataloader_iterator"):
-        loop.dataloader_iterator = PositionedIterator(loop.dataloader, loop.iter)
+        set_iterator(loop, PositionedIterator(loop.dataloader, loop.iter))
     else:
         loop.dataloader.batch_sampler.skip(loop.iter - loop.epoch * len(loop.dataloader))

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from adpe.engine.activation_checkpointing import checkpoint_activations
 from adpe.engine.hooks.checkpointing import make_plain, read_training_checkpoint
+from adpe.engine.mmengine_internals import mark_loaded
 from adpe.engine.precision import precision_of
 from adpe.engine.reproducible import position, set_random_state
 from adpe.engine.resumption import Division, Resumption
@@ -171,7 +172,7 @@ class AdPERunner(Runner):
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1].strip()
             raise UserError(f"{filename} does not fit the config's model ({type(model).__name__}): {reason}") from None
-        self._has_loaded = True
+        mark_loaded(self)
         self._random_state = checkpoint.get("random_state")
         self.logger.info(f"Load checkpoint from {filename}")
         return checkpoint

@@ -88,9 +88,15 @@ def _supported(evaluator: Any) -> Any | None:
     for metric in evaluator.metrics:
         if any(_is_a(metric, name) for name in ("IoUMetric", "AdPEAccuracy")):
             return metric
-        if _is_a(metric, "CocoMetric") and metric._coco_api is not None:
+        if _is_a(metric, "CocoMetric") and _ground_truth(metric) is not None:
             return metric
     return None
+
+
+def _ground_truth(metric: Any) -> Any:
+    from adpe.engine.mmengine_internals import coco_ground_truth  # adpe.engine imports this module
+
+    return coco_ground_truth(metric)
 
 
 def _name(sample: Any) -> str:
@@ -112,7 +118,7 @@ def _ranks(entries: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _matches(metric: Any, entries: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    truth = metric._coco_api
+    truth = _ground_truth(metric)
     categories = truth.get_cat_ids(cat_names=metric.dataset_meta["classes"])
     results = {result["img_id"]: result for _, (_, result) in entries}  # samplers repeat images to fill the last batch
     arrays: dict[str, Any] = {"images": np.asarray([str(image) for image in results])}

@@ -111,7 +111,7 @@ class Attention(nn.Module):
             grid: ``(h, w)`` of the image's patches; needed with windows and with the other relative positions.
         """
         terms = self.terms(x, term, grid)
-        out = attend(*terms).transpose(1, 2).reshape(len(terms.q), -1, x.shape[-1])
+        out = attend(*terms).transpose(1, 2).reshape(terms.q.shape[0], -1, x.shape[-1])
         if self.window_size:
             assert grid is not None
             out = unpartition(out, grid, self.window_size)
@@ -125,7 +125,7 @@ class Attention(nn.Module):
             assert grid is not None
             # Padding before the projection is its bias after it: the projection need not see it.
             qkv = partition(qkv, grid, self.window_size, self.qkv.bias)
-        heads = qkv.view(len(qkv), -1, 3, self.num_heads, dim // self.num_heads)
+        heads = qkv.view(qkv.shape[0], -1, 3, self.num_heads, dim // self.num_heads)
         q, k, v = heads.permute(2, 0, 3, 1, 4)  # each (B, H, N, d)
         q = q * q.shape[-1] ** -0.5
         logits, decomposed, bias = None, None, None

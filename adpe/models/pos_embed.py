@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, wraps
 from typing import Any
 
@@ -34,12 +35,17 @@ DENSE_TOKENS = 400
 def cached_table(function: Callable) -> Any:
     """Keep the last 32 tables that `function` made, by its arguments.
 
-    Nothing is kept while a model is compiled or exported: the tensors of a tracer must not outlive it.
+    Nothing is kept while a model is compiled: the tensors of a tracer must not outlive it. An exported model holds the
+    table as a constant, not the float64 arithmetic that makes it, which other runtimes lack.
     """
     cached = lru_cache(maxsize=32)(function)
 
     @wraps(function)
     def table(*key: Any) -> Any:
+        if torch.compiler.is_exporting():
+            # The exporter traces its own thread alone.
+            with ThreadPoolExecutor(1) as outside:
+                return outside.submit(cached, *key).result()
         traced = torch.compiler.is_compiling() or type(torch.empty(0)) is not Tensor
         return function(*key) if traced else cached(*key)
 

@@ -216,7 +216,7 @@ class VisionTransformer(nn.Module):
         patches = patches + positions[:, 1:]
         if self.cls_token is None:
             return patches, grid
-        cls = (self.cls_token + positions[:, :1]).expand(len(patches), -1, -1)
+        cls = (self.cls_token + positions[:, :1]).expand(patches.shape[0], -1, -1)
         return torch.cat([cls, patches], dim=1), grid
 
     def relative_term(self, grid: tuple[int, int]) -> RelativeTerm | None:
@@ -297,7 +297,7 @@ class VisionTransformer(nn.Module):
                 intermediates.append(self.norm(x) if norm else x)
         maps = [y[:, self.num_prefix_tokens :] for y in intermediates]
         if output_fmt == "NCHW":
-            maps = [y.transpose(1, 2).reshape(len(y), -1, *grid).contiguous() for y in maps]
+            maps = [y.transpose(1, 2).reshape(y.shape[0], -1, *grid).contiguous() for y in maps]
         if return_prefix_tokens and self.num_prefix_tokens:
             maps = [(y, tokens[:, :1]) for y, tokens in zip(maps, intermediates, strict=True)]
         return maps if intermediates_only else (self.norm(x), maps)

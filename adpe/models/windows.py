@@ -40,4 +40,4 @@ def unpartition(x: Tensor, grid: tuple[int, int], window: int) -> Tensor:
     rows, columns = -(-h // window), -(-w // window)
     x = x.view(-1, rows, columns, window, window, c).transpose(2, 3)
     x = x.reshape(-1, rows * window, columns * window, c)
-    return x[:, :h, :w].reshape(len(x), h * w, c)
+    return x[:, :h, :w].reshape(x.shape[0], h * w, c)

@@ -11,6 +11,7 @@ from mmengine.model import ModuleList
 from mmengine.registry import MODELS, TASK_UTILS
 from torch import Tensor, nn
 
+from adpe.engine.mmengine_internals import CascadeStages
 from adpe.errors import UserError, require
 
 require("mmdet", "requirements/mm.txt")
@@ -104,7 +105,7 @@ class AdPEMaskHead(FCNMaskHead):
 
 
 @MODELS.register_module()
-class AdPECascadeRoIHead(CascadeRoIHead):
+class AdPECascadeRoIHead(CascadeStages, CascadeRoIHead):
     """mmdet's cascade with detectron2's losses and scores: one mask head, one gradient into the features.
 
     - One mask head, trained on the proposals of the first stage and applied to the boxes of the last; mmdet has one a
@@ -135,13 +136,13 @@ class AdPECascadeRoIHead(CascadeRoIHead):
         self.mask_roi_extractor = ModuleList([MODELS.build(mask_roi_extractor)])
         self.share_roi_extractor = False
 
-    def _bbox_forward(self, stage: int, x: tuple[Tensor, ...], rois: Tensor) -> dict[str, Tensor]:
-        return super()._bbox_forward(stage, tuple(divide_gradient(level, self.num_stages) for level in x), rois)
+    def box_results(self, stage: int, x: tuple[Tensor, ...], rois: Tensor) -> dict[str, Tensor]:
+        return super().box_results(stage, tuple(divide_gradient(level, self.num_stages) for level in x), rois)
 
-    def _mask_forward(self, stage: int, x: tuple[Tensor, ...], rois: Tensor) -> dict[str, Tensor]:
-        return super()._mask_forward(0, x, rois)
+    def mask_results(self, stage: int, x: tuple[Tensor, ...], rois: Tensor) -> dict[str, Tensor]:
+        return super().mask_results(0, x, rois)
 
-    def _refine_roi(
+    def refine(
         self,
         x: tuple[Tensor, ...],
         rois: Tensor,
@@ -156,7 +157,7 @@ class AdPECascadeRoIHead(CascadeRoIHead):
         counts = list(num_proposals_per_img)
         total: Tensor | None = None
         for stage, head in enumerate(self.bbox_head):
-            results = self._bbox_forward(stage, x, rois)
+            results = self.box_results(stage, x, rois)
             scores, deltas = results["cls_score"].float(), results["bbox_pred"]
             total = scores.softmax(dim=-1) if total is None else total + scores.softmax(dim=-1)
             if stage == self.num_stages - 1:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import re
+import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,12 +17,18 @@ from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from adpe.checkpoints.loading import check_values
+from adpe.checkpoints.names import WRAPPERS, unwrap
 from adpe.checkpoints.reading import read_file
 from adpe.errors import UserError, require
 from adpe.transfer.initialisation import starting_checkpoint
 
 # Of timm's models, what lets them take images of any size: transformers are built for one.
 _ANY_SIZE = {"dynamic_img_size": True, "strict_img_size": False}
+
+
+# Keys of averaged weights that timm's own loader takes before the raw ones.
+TIMMS_AVERAGES = ("state_dict_ema", "model_ema")
 
 
 @MODELS.register_module()
@@ -58,8 +67,9 @@ class AdPETimmBackbone(BaseModule):
         out_indices: timm's, of ``forward_intermediates``: blocks of a plain transformer, stages of others (ResNet's
             stem counts as one); of ``features_only`` for models without. Negative from the end.
         out_channels: a 1x1 convolution brings every map to so many channels; None leaves them as timm has them.
-        init_cfg: ``dict(type="Pretrained", checkpoint=PATH)`` reads a local file of timm's weights, which must hold
-            every parameter in its shape; None starts at random.
+        init_cfg: ``dict(type="Pretrained", checkpoint=PATH)`` reads a local file of timm's or the authors' weights, as
+            timm reads it (names, image sizes, averaged weights), or of a run of this backbone; it must hold every
+            parameter. None starts at random.
         options: of the model, e.g. ``drop_path_rate``; ``img_size`` for those few that take one size alone, such as
             BEiT. With ``pretrained=True`` timm downloads its own weights.
 
@@ -95,6 +105,9 @@ class AdPETimmBackbone(BaseModule):
             raise UserError(f"AdPETimmBackbone: {name} with out_indices={tuple(out_indices)}: {error}") from None
         _remove_head(self.net, whole)
         self.name = name
+        size = {key: value for key, value in options.items() if key not in ("feature_cls", "pretrained")}
+        # Not a submodule: made anew where a checkpoint is read.
+        self._whole = partial(timm.create_model, name, **size)
         self.channels = tuple(self.net.feature_info.channels())
         self.strides = tuple(self.net.feature_info.reduction())
         embedding = getattr(whole, "patch_embed", None)
@@ -113,19 +126,42 @@ class AdPETimmBackbone(BaseModule):
         path = starting_checkpoint(self, f"{self.name} starts as timm made it")
         if path is None:
             return
-        state: Any = read_file(path)
-        for wrapper in ("state_dict", "model"):
-            state = state.get(wrapper, state)
+        dropped: dict[str, str] = {}
+        state = _without_prefixes(unwrap(read_file(path), dropped, TIMMS_AVERAGES))
         own = self.net.state_dict()
-        wanted = {name: _name_in_timm(name, state) for name in own}
-        wrong = [n for n, t in wanted.items() if t not in state or state[t].shape != own[n].shape]
-        if wrong:
+        if not set(own) <= set(state):  # else a run of this backbone wrote it
+            state = self._as_timm_reads(state, path)
+        wanted = {name: name if name in state else _name_in_timm(name, state) for name in own}
+        lost = [n for n, t in wanted.items() if t not in state]
+        wrong = [n for n, t in wanted.items() if t in state and state[t].shape != own[n].shape]
+        if lost or wrong:
+            size = " Set img_size to the size that it was made for." if wrong and not lost else ""
             raise UserError(
-                f"{path}: {len(wrong)} of {len(own)} tensors of {self.name} are missing or of another shape "
-                f"({', '.join(wrong[:3])}): it is not a checkpoint of this timm model."
+                f"{path}: {len(lost)} of {len(own)} tensors of {self.name} are missing and {len(wrong)} of another "
+                f"shape ({', '.join([*lost, *wrong][:3])}): it is not a checkpoint of this timm model.{size}"
             )
+        for name, theirs in wanted.items():
+            if own[name].is_floating_point():
+                check_values(theirs, state[theirs], path)
         self.net.load_state_dict({name: state[theirs] for name, theirs in wanted.items()})
-        print_log(f"AdPETimmBackbone: {len(own)} of {len(own)} tensors from {path}", logger="current")
+        left = "".join(f"; {name} left out: {reason}" for name, reason in dropped.items())
+        print_log(f"AdPETimmBackbone: {len(own)} of {len(own)} tensors from {path}{left}", logger="current")
+
+    def _as_timm_reads(self, state: dict[str, Tensor], path: str) -> dict[str, Tensor]:
+        """Authors' names and other image sizes, by the filter that timm has beside the model."""
+        from timm.models import model_entrypoint
+
+        module = sys.modules[model_entrypoint(self.name).__module__]
+        convert = getattr(module, "checkpoint_filter_fn", None)
+        if convert is None:
+            return state
+        try:
+            return dict(convert(dict(state), self._whole()))
+        except (KeyError, IndexError, RuntimeError, ValueError, AttributeError) as error:
+            raise UserError(
+                f"{path}: timm cannot read it as {self.name} ({type(error).__name__}: {str(error)[:120]}). Take timm's "
+                "or the authors' weights of this model, and set img_size to the size of their images."
+            ) from None
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """``(B, 3, H, W)`` normalised images to contiguous maps ``(B, channels[i], H / strides[i], W / strides[i])``,
@@ -159,6 +195,15 @@ class AdPETimmBackbone(BaseModule):
     def no_weight_decay(self) -> set[str]:
         """Parameters that timm's own recipes do not decay, beside 1-D tensors."""
         return {f"net.{own}" for own, theirs in self._own_names.items() if theirs in self._no_weight_decay}
+
+
+def _without_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Names without what wrappers, segmentors, detectors and this backbone put before them."""
+    state = {re.sub(f"^{WRAPPERS}", "", name): tensor for name, tensor in state.items()}
+    for prefix in ("backbone.", "net."):
+        inner = {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
+        state = inner or state
+    return state
 
 
 def _remove_head(net: nn.Module, whole: nn.Module) -> None:

@@ -72,7 +72,7 @@ model = dict(
     test_cfg=dict(mode="slide", crop_size=crop_size, stride=(341, 341)),
 )
 train_pipeline = [
-    dict(type="LoadImageFromFile"),
+    dict(type="LoadImageFromFile", on_corrupt="skip"),
     dict(type="LoadAnnotations", reduce_zero_label=True),
     dict(type="RandomResize", scale=(2048, 512), ratio_range=(0.5, 2.0), keep_ratio=True),
     dict(type="RandomCrop", crop_size=crop_size, cat_max_ratio=0.75),

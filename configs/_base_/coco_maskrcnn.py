@@ -27,6 +27,8 @@ position = None
 pretrain_img_size = None
 image_size = (1024, 1024)
 num_classes = 80
+# What is done about wrong annotations: strict, repair or report (adpe/data/checks/coco.py).
+label_policy = "repair"
 norm_cfg = dict(type="AdPELayerNorm2d", eps=1e-6)
 model = dict(
     type="MaskRCNN",
@@ -133,7 +135,7 @@ model = dict(
     ),
 )
 train_pipeline = [
-    dict(type="LoadImageFromFile"),
+    dict(type="LoadImageFromFile", on_corrupt="skip"),
     dict(type="AdPELoadInstances"),
     dict(type="RandomFlip", prob=0.5),
     dict(type="RandomResize", scale=image_size, ratio_range=(0.1, 2.0), keep_ratio=True, backend="pillow"),
@@ -156,6 +158,7 @@ train_dataloader = dict(
     sampler=dict(type="InfiniteSampler", shuffle=True),
     dataset=dict(
         type="AdPECocoDataset",
+        label_policy=label_policy,
         data_root=data_root,
         ann_file="annotations/instances_train2017.json",
         data_prefix=dict(img="train2017"),
@@ -170,6 +173,7 @@ val_dataloader = dict(
     sampler=dict(type="DefaultSampler", shuffle=False),
     dataset=dict(
         type="AdPECocoDataset",
+        label_policy=label_policy,
         data_root=data_root,
         ann_file="annotations/instances_val2017.json",
         data_prefix=dict(img="val2017"),
@@ -179,7 +183,10 @@ val_dataloader = dict(
 )
 test_dataloader = val_dataloader
 val_evaluator = dict(
-    type="CocoMetric", ann_file=data_root + "/annotations/instances_val2017.json", metric=["bbox", "segm"]
+    type="AdPECocoMetric",
+    label_policy=label_policy,
+    ann_file=data_root + "/annotations/instances_val2017.json",
+    metric=["bbox", "segm"],
 )
 test_evaluator = val_evaluator
 val_cfg = dict(type="ValLoop")

@@ -11,6 +11,8 @@ _base_ = ["../_base_/runtime.py", "../_base_/demo_transfer.py"]
 default_scope = "mmdet"
 custom_imports = dict(imports=["adpe.engine", "adpe.data.detection"], allow_failed_imports=False)
 num_classes = 3
+# What is done about wrong annotations: strict, repair or report (adpe/data/checks/coco.py).
+label_policy = "repair"
 image_size = 48
 crop_size = 48
 max_iters = 300
@@ -99,7 +101,7 @@ model = dict(
     ),
 )
 train_pipeline = [
-    dict(type="LoadImageFromFile"),
+    dict(type="LoadImageFromFile", on_corrupt="skip"),
     dict(type="LoadAnnotations", with_bbox=True, with_mask=True),
     dict(type="Resize", scale=(4 * image_size, image_size), keep_ratio=True),
     dict(type="RandomCrop", crop_size=(crop_size, crop_size), allow_negative_crop=True),
@@ -118,6 +120,7 @@ train_dataloader = dict(
     sampler=dict(type="InfiniteSampler", shuffle=True),
     dataset=dict(
         type="AdPECocoDataset",
+        label_policy=label_policy,
         data_root=_base_.data_root,
         ann_file="instances_training.json",
         data_prefix=dict(img="images/training"),
@@ -132,16 +135,21 @@ val_dataloader = dict(
     sampler=dict(type="DefaultSampler", shuffle=False),
     dataset=dict(
         type="AdPECocoDataset",
+        label_policy=label_policy,
         data_root=_base_.data_root,
         ann_file="instances_validation.json",
         data_prefix=dict(img="images/validation"),
+        classes="instances_training.json",
         test_mode=True,
         pipeline=test_pipeline,
     ),
 )
 test_dataloader = val_dataloader
 val_evaluator = dict(
-    type="CocoMetric", ann_file=_base_.data_root + "/instances_validation.json", metric=["bbox", "segm"]
+    type="AdPECocoMetric",
+    label_policy=label_policy,
+    ann_file=_base_.data_root + "/instances_validation.json",
+    metric=["bbox", "segm"],
 )
 test_evaluator = val_evaluator
 effective_batch = 8

@@ -62,7 +62,7 @@ model = dict(
     test_cfg=dict(mode="whole"),
 )
 train_pipeline = [
-    dict(type="LoadImageFromFile"),
+    dict(type="LoadImageFromFile", on_corrupt="skip"),
     dict(type="LoadAnnotations", reduce_zero_label=True),
     dict(type="Resize", scale=(4 * image_size, image_size), keep_ratio=True),
     dict(type="RandomCrop", crop_size=(crop_size, crop_size), cat_max_ratio=0.95),

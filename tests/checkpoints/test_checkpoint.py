@@ -12,6 +12,7 @@ import adpe
 from adpe import files
 from adpe.checkpoints.loading import LoadReport
 from adpe.checkpoints.names import summarize
+from adpe.errors import UserError
 
 # Formats and wrappers -------------------------------------------------------------------------------------------------
 
@@ -313,3 +314,37 @@ def test_the_report_is_printed_on_demand(tmp_path, capsys) -> None:
     report = adpe.load_checkpoint(encoder(), tmp_path / "encoder.pth")
     assert capsys.readouterr().out == f"{report}\n"
     assert str(report).splitlines()[1] == "  coverage    100.0% (29 of 29 tensors)"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda t: t.index_put_((torch.tensor([0]),), torch.tensor(float("nan"))), "not finite"),
+        (lambda t: t.to(torch.int8), "int8"),
+    ],
+)
+def test_weights_that_are_none_are_refused_by_name(spoil, words, tmp_path):
+    model = encoder()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    state = {name: value.clone() for name, value in before.items()}
+    name = "blocks.1.mlp.fc1.weight"
+    state[name] = spoil(state[name])
+    torch.save(state, tmp_path / "weights.pth")
+    with pytest.raises(UserError, match=rf"{re.escape(name)}.*{words}|{words}.*{re.escape(name)}"):
+        adpe.load_checkpoint(model, tmp_path / "weights.pth")
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(("raw", "average", "taken"), [
+    ("state_dict", "state_dict_ema", "state_dict_ema"), ("model", "model_ema", "model"),
+    ("state_dict", "ema_state_dict", "state_dict"),
+])  # fmt: skip
+def test_which_of_two_copies_was_taken_is_reported(raw, average, taken, tmp_path):
+    state = encoder().state_dict()
+    copies = {raw: state, average: {name: value + 1 for name, value in state.items()}}
+    torch.save(copies, tmp_path / "weights.pth")
+    model = encoder(seed=1)
+    report = adpe.load_checkpoint(model, tmp_path / "weights.pth")
+    left = average if taken == raw else raw
+    assert taken in report.dropped[left]
+    assert torch.equal(model.state_dict()["norm.weight"], copies[taken]["norm.weight"])

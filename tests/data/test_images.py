@@ -127,7 +127,7 @@ def test_corrupt_images(tmp_path, files, caplog):
             assert (delivered, image.getpixel((0, 0))) == (4, (100, 200, 155))
             assert source.load(3)[1] == 4
     assert sorted(bad) == [name for name in sorted(bad) if caplog.text.count(f"bad.tar.xz/{name}") == 1]
-    assert len(caplog.records) == 3
+    assert sum("skipped" in record.getMessage() for record in caplog.records) == 3
 
 
 def test_last_images_corrupt_wraps_around(tmp_path):

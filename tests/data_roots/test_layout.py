@@ -159,12 +159,12 @@ def test_missing_folder_tells_what_is_there(root, folder):
 
 def test_no_images_tells_what_is_there(root):
     for path in (root / "images/training").iterdir():
-        path.rename(path.with_suffix(".jpeg"))
-    with pytest.raises(UserError, match=r"training: no images \*\.jpg \(found 4 \.jpeg\).*set img_suffix"):
+        path.rename(path.with_suffix(".heic"))
+    with pytest.raises(UserError, match=r"training: no images; .* 4 \.heic \(0\.heic\).*set img_suffix"):
         check_segmentation_root(root)
     for path in (root / "images/training").iterdir():
         path.unlink()
-    with pytest.raises(UserError, match=r"\(found no files\)"):
+    with pytest.raises(UserError, match=r"training: no images; it has no files"):
         check_segmentation_root(root)
 
 
@@ -180,7 +180,7 @@ def test_images_without_label_maps_are_counted_and_three_named(root):
     [
         (np.ones((6, 8), dtype=np.uint16), r"2\.png: a label map of mode I;16, expected one 8-bit channel"),
         (np.ones((6, 8, 3), dtype=np.uint8), r"2\.png: a label map of mode RGB, expected one 8-bit channel"),
-        (np.ones((8, 6), dtype=np.uint8), r"2\.png: is 6x8 pixels, but .*2\.jpg is 8x6"),
+        (np.ones((8, 6), dtype=np.uint8), r"2\.jpg is 8 x 6 pixels, .* for 6 x 8: .*2\.png"),
         (np.full((6, 8), 4, dtype=np.uint8), r"2\.png: has label 4, expected 0 = unlabelled, 1\.\.3 for 3 classes"),
     ],
 )
@@ -215,21 +215,15 @@ def test_number_of_classes_of_the_model(root):
     [
         (lambda c: c.pop("categories"), "has no list 'categories'"),
         (lambda c: c.update(images={}), "has no list 'images'"),
-        (lambda c: c.update(annotations=[]), "the list 'annotations' is empty"),
+        (lambda c: c.update(annotations=[]), "the list 'annotations' is missing or empty"),
         (lambda c: c["images"][1].pop("width"), "an item of 'images' has no width"),
-        (lambda c: c["annotations"][1].pop("segmentation"), "an item of 'annotations' has no segmentation"),
-        (lambda c: c["annotations"][1].update(id=1), r"1 ids of 'annotations' repeated \(1\)"),
         (
             lambda c: c["annotations"][1].update(image_id=99),
             r"1 annotations \(ids 2\) whose image_id is not among",
         ),
         (lambda c: c["annotations"][4].update(category_id=3), r"\(ids 5\) whose category_id is not among"),
         (lambda c: c["categories"][1].update(name="sky"), "several categories are called sky"),
-        (lambda c: c["images"][2].update(width=9), r"2\.jpg: is 8x6 pixels, but .*instances_training\.json says 9x6"),
-        (
-            lambda c: c["annotations"][0].update(segmentation={"size": [8, 6], "counts": "01"}),
-            r"the mask of annotation 1 is of size \[8, 6\], but its image 0 is \[6, 8\]",
-        ),
+        (lambda c: c["images"][2].update(width=9), r"2\.jpg is 8 x 6 pixels, .* for 9 x 6: .*instances_training\.json"),
         (
             lambda c: [image.update(file_name="no" + image["file_name"]) for image in c["images"]],
             r"4 of its 4 images are not in .*images/training \(no0\.jpg, no1\.jpg, no2\.jpg, \.\.\.\)",
@@ -248,10 +242,9 @@ def test_boxes_alone_when_masks_are_not_needed(root):
 
 
 def test_coco_classes_that_are_not_the_jsons(root):
-    with pytest.raises(UserError, match=r"has no category sea; it has sky, sand"):
-        check_coco_root(root, classes=["sky", "sea"])
-    with pytest.raises(UserError, match=r"in the order sky, sand, the classes in the order sand, sky"):
-        check_coco_root(root, classes=["sand", "sky"])
+    with pytest.raises(UserError, match=r"has none of the classes sea; its categories are sky, sand"):
+        check_coco_root(root, classes=["sea"])
+    assert check_coco_root(root, classes=["sand", "sky"]).classes == ("sand", "sky")
     with pytest.raises(UserError, match=r"classes='sky': expected a list"):
         check_coco_root(root, classes="sky")
 

@@ -211,7 +211,9 @@ def test_a_frozen_adversary_is_stopped(steps, tmp_path, capsys):
         f"the adversary is frozen: model.adversary.shift did not move in {min(steps, 4)} optimizer steps (its learning "
         "rate is 0). Set optim_wrapper.paramwise_cfg.adversary_lr above zero" in error
     )
-    assert train(tmp_path, capsys, extra, *off("adversary_guard"), by_epoch=True)[0] == 0
+    extra = pretraining(tmp_path, "coordinate", "optim_wrapper['paramwise_cfg'] = dict(adversary_lr=0.0)")
+    status, error, _ = train(tmp_path, capsys, extra, *off("adversary_guard"), by_epoch=True)
+    assert status == 0, error
 
 
 def test_a_descending_adversary_is_stopped(tmp_path, capsys):

@@ -38,9 +38,11 @@ def shrunk(name: str) -> tuple[Config, Any]:
     cfg = config(name)
     request_precision(cfg, "bf16")
     if cfg.default_scope == "mmengine":
-        cfg.model.update(**SMALL, depth=2)
+        if cfg.model.model.startswith("adpe_"):
+            cfg.model.update(**SMALL, depth=2)
         if cfg.model.type == "AdPEPretraining":
-            cfg.model.update(decoder_embed_dim=32, decoder_depth=1, decoder_num_heads=2)
+            if cfg.model.get("method") is None:
+                cfg.model.update(decoder_embed_dim=32, decoder_depth=1, decoder_num_heads=2)
             crops = cfg.train_dataloader.dataset.crops
             data = {"inputs": torch.randint(0, 256, (2, crops.num_crops, 3, crops.size, crops.size), dtype=torch.uint8)}
             return cfg, data
@@ -55,6 +57,10 @@ def shrunk(name: str) -> tuple[Config, Any]:
     if cfg.default_scope == "mmseg":
         cfg.model.data_preprocessor.size = (64, 64)
         backbone.update(depth=4, out_indices=(0, 1, 2, 3))
+        if cfg.model.decode_head.type == "AdPELinearSegmentationHead":
+            backbone.out_indices = "last"
+            cfg.model.decode_head.in_channels = 32
+            return cfg, batch(cfg, 64)
         pyramid.embed_dim = 32
         cfg.model.decode_head.update(in_channels=[32] * 4, channels=16)
         cfg.model.auxiliary_head.update(in_channels=32, channels=16)
@@ -80,7 +86,7 @@ def two_iterations(cfg: Config, data: Any) -> list[float]:
     assert type(wrapper) is AdPEAutocastOptimWrapper
     seen: set[torch.dtype] = set()
     for module in model.modules():
-        if isinstance(module, torch.nn.Linear):
+        if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d)):
             module.register_forward_hook(lambda _, inputs, output: seen.add(output.dtype))
     if not any(parameter.requires_grad for parameter in model.parameters()):
         with wrapper.optim_context(model):

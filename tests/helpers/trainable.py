@@ -14,12 +14,13 @@ from torch import nn
 
 def trainable(cfg: Config) -> tuple[nn.Module, OptimWrapper]:
     """Model and optimizer of a config for the CPU: no synchronised BatchNorm, few proposals."""
-    if cfg.default_scope == "mmdet":
+    if cfg.default_scope == "mmdet" and cfg.model.get("roi_head"):
         rcnn = cfg.model.train_cfg.rcnn
         (rcnn[0] if isinstance(rcnn, list) else rcnn).sampler.num = 24
         cfg.model.test_cfg.rpn.max_per_img = 24
     for part in ("neck", "decode_head", "auxiliary_head") if cfg.default_scope == "mmseg" else ():
-        cfg.model[part].norm_cfg.type = "BN"
+        if "norm_cfg" in (cfg.model[part] or {}):
+            cfg.model[part].norm_cfg.type = "BN"
     torch.manual_seed(0)
     model = build(cfg)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):

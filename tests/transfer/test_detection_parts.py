@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 pytest.importorskip("mmdet")
+from mmdet.models.roi_heads import CascadeRoIHead
 from mmengine.registry import MODELS, DefaultScope
 
 from adpe.errors import UserError
@@ -107,7 +108,7 @@ def test_cascade_shares_its_gradient_over_the_stages() -> None:
         if divided:
             scores = cascade._bbox_forward(1, x, rois)["cls_score"]
         else:
-            scores = super(type(cascade), cascade)._bbox_forward(1, x, rois)["cls_score"]
+            scores = CascadeRoIHead._bbox_forward(cascade, 1, x, rois)["cls_score"]
         cascade.zero_grad()
         scores.square().sum().backward()
         gradients[divided] = (x[0].grad, cascade.bbox_head[1].fc_cls.weight.grad.clone())

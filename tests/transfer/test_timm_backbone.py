@@ -19,6 +19,7 @@ from mmengine.registry import MODELS, DefaultScope
 import adpe.engine  # noqa: F401  registers
 from adpe.errors import UserError
 from adpe.models.layer_decay import layer_decay_groups
+from adpe.transfer.timm_backbone import AdPETimmBackbone
 
 TINY: dict[str, dict[str, Any]] = {
     "convnext_atto": {"depths": (1, 2, 1, 1), "dims": (8, 16, 24, 32)},
@@ -186,3 +187,48 @@ def test_one_line_in_our_configs(path: str, model: dict[str, Any]) -> None:
         else:
             levels = segmentor.extract_feat(torch.randn(1, 3, 64, 64))
             assert [tuple(level.shape) for level in levels] == [(1, 256, s, s) for s in (16, 8, 4, 2, 1)]
+
+
+VIT = {"name": "vit_tiny_patch16_224", "depth": 1, "out_indices": (-1,)}
+
+
+def loaded(content: dict, path, **options) -> AdPETimmBackbone:
+    torch.save(content, path / "weights.pth")
+    init_cfg = {"type": "Pretrained", "checkpoint": str(path / "weights.pth")}
+    backbone = AdPETimmBackbone(**{**VIT, **options}, init_cfg=init_cfg)
+    backbone.init_weights()
+    return backbone
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "backbone.", "module.backbone."])
+def test_weights_under_the_prefixes_of_others(prefix: str, tmp_path) -> None:
+    theirs = timm.create_model(VIT["name"], depth=1).state_dict()
+    backbone = loaded({"state_dict": {f"{prefix}{name}": value for name, value in theirs.items()}}, tmp_path)
+    weight = next(value for name, value in backbone.state_dict().items() if name.endswith("blocks.0.attn.qkv.weight"))
+    assert torch.equal(weight, theirs["blocks.0.attn.qkv.weight"])
+    again = loaded({"state_dict": {f"backbone.{n}": v for n, v in backbone.state_dict().items()}}, tmp_path)
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in backbone.state_dict().items())
+
+
+def test_weights_of_another_image_size_are_resized_as_timm_does(tmp_path) -> None:
+    theirs = timm.create_model(VIT["name"], depth=1, img_size=288)
+    torch.nn.init.normal_(theirs.pos_embed)
+    backbone = loaded(theirs.state_dict(), tmp_path)
+    table = next(value for name, value in backbone.state_dict().items() if name.endswith("pos_embed"))
+    expected = timm.layers.resample_abs_pos_embed(theirs.pos_embed, [14, 14], [18, 18])
+    torch.testing.assert_close(table, expected)
+
+
+def test_averaged_weights_are_taken_as_timm_takes_them(tmp_path) -> None:
+    raw = timm.create_model(VIT["name"], depth=1).state_dict()
+    backbone = loaded({"model": raw, "model_ema": {name: value + 1 for name, value in raw.items()}}, tmp_path)
+    weight = next(value for name, value in backbone.state_dict().items() if name.endswith("blocks.0.attn.qkv.weight"))
+    assert torch.equal(weight, raw["blocks.0.attn.qkv.weight"] + 1)
+
+
+@pytest.mark.parametrize(("value", "word"), [(float("nan"), "not finite"), (float("inf"), "not finite")])
+def test_weights_that_are_not_finite_are_refused_by_name(value: float, word: str, tmp_path) -> None:
+    theirs = timm.create_model(VIT["name"], depth=1).state_dict()
+    theirs["blocks.0.attn.qkv.weight"][0, 0] = value
+    with pytest.raises(UserError, match=rf"blocks\.0\.attn\.qkv\.weight are {word}"):
+        loaded(theirs, tmp_path)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,11 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from adpe.data.names import EXTENSIONS, is_hidden, is_image, left_out
+from adpe.data.pixels import RefusedImage, Size, may_be_turned, orientation_to_apply, read_header
 from adpe.errors import UserError
 
 SAMPLE = 48
 PathLike = str | os.PathLike[str]
 Item = TypeVar("Item")
+logger = logging.getLogger(__name__)
 
 
 def existing_root(root: PathLike) -> Path:
@@ -30,15 +34,28 @@ def existing_root(root: PathLike) -> Path:
     return root
 
 
-def list_images(folder: PathLike, suffix: str = ".jpg") -> list[Path]:
-    """Sorted images in `folder` and the folders in it. Raises UserError if there is no folder or no image."""
+def list_images(folder: PathLike, suffix: str | None = None) -> list[Path]:
+    """Sorted images in `folder` and the folders in it; other files are counted in a warning.
+
+    Args:
+        folder: the folder.
+        suffix: what the images' names end in; by default any of `adpe.data.names.EXTENSIONS`, in either case.
+
+    Raises:
+        UserError: if there is no folder or no image.
+    """
     folder = existing_folder(folder)
-    files = files_below(folder)
-    images = [path for path in files if path.name.endswith(suffix)]
+    files = sorted(Path(parent) / name for parent, _, names in os.walk(folder, followlinks=True) for name in names)
+    images: list[Path] = []
+    others: list[Path] = []
+    for path in files:
+        used = is_image(path.name) if suffix is None else path.name.endswith(suffix) and not is_hidden(path.name)
+        (images if used else others).append(path)
+    told = left_out((str(path.relative_to(folder)) for path in others), suffix or EXTENSIONS)
     if not images:
-        suffixes = Counter(path.suffix for path in files).most_common(3)
-        found = ", ".join(f"{count} {end or 'without suffix'}" for end, count in suffixes) or "no files"
-        raise UserError(f"{folder}: no images *{suffix} (found {found}). Correct the folder, or set img_suffix.")
+        raise UserError(f"{folder}: no images; {told or 'it has no files'}. Correct the folder, or set img_suffix.")
+    if told:
+        logger.warning("%s: %d images; %s", folder, len(images), told)
     return images
 
 
@@ -57,13 +74,69 @@ def existing_folder(folder: PathLike) -> Path:
     )
 
 
-def image_size(path: Path) -> tuple[int, int]:
-    """(width, height) from an image's header. Raises UserError if it is not an image."""
+def size_of(labels: np.ndarray) -> Size:
+    """Width and height of a label map ``(H, W)``."""
+    return labels.shape[1], labels.shape[0]
+
+
+def check_fit(image: Path, annotated: Size, source: PathLike, on_corrupt: str = "error") -> None:
+    """Check by an image's header that annotations for `annotated` (width, height) from `source` fit it.
+
+    Args:
+        image: the image.
+        annotated: width and height in pixels.
+        source: where they come from: a label map, or a JSON.
+        on_corrupt: ``"skip"`` passes over an image that is none, as its reader will.
+
+    Raises:
+        UserError: if they do not fit, or it is unknown how; or for a file that is no image.
+    """
     try:
-        with Image.open(path) as image:
-            return image.size
+        header = read_header(image)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: not a readable image ({error}).") from None
+        if on_corrupt == "skip":
+            return
+        raise UserError(f"{image}: not a readable image ({error}).") from None
+    try:
+        orientation_to_apply(header, annotated)
+    except RefusedImage as error:
+        raise UserError(f"{image} {error} The annotations: {source}.") from None
+
+
+def check_orientations(images: Sequence[Path], annotated: Callable[[int], Size]) -> None:
+    """Refuse images with an orientation that may or may not be meant for their annotations.
+
+    Reads the first 4 KiB of every file: 0.1 ms or less each from a local disk.
+
+    Args:
+        images: the images.
+        annotated: index of an image -> (width, height) of the pixels that its annotations are drawn on.
+
+    Raises:
+        UserError: with the number of such images, and what is wrong with the first.
+    """
+    refused = []
+    with ThreadPoolExecutor(8) as pool:
+        tagged = [index for index, may in enumerate(pool.map(_may_be_turned, images)) if may]
+    for index in tagged:
+        try:
+            header = read_header(images[index])
+            if header.orientation != 1:
+                orientation_to_apply(header, annotated(index))
+        except RefusedImage as error:
+            refused.append(f"{images[index]} {error}")
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            continue  # the reader's to skip or to refuse
+    if refused:
+        others = f" The same for {len(refused) - 1} other images." if len(refused) > 1 else ""
+        raise UserError(refused[0] + others)
+
+
+def _may_be_turned(image: Path) -> bool:
+    try:
+        return may_be_turned(image)
+    except OSError:
+        return False
 
 
 def read_label_map(path: Path) -> NDArray[np.uint8]:
@@ -83,7 +156,7 @@ def read_label_map(path: Path) -> NDArray[np.uint8]:
 def read_json(path: Path) -> Any:
     """The contents of a JSON file. Raises UserError if there is none or it is damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}). Expected a JSON file there.") from None
     except ValueError as error:

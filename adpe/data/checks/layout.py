@@ -14,18 +14,21 @@ from typing import Any
 
 import numpy as np
 
+from adpe.data.checks.coco import CheckedCoco, checked_coco
 from adpe.data.checks.inspection import (
     PathLike,
     absent,
+    check_fit,
+    check_orientations,
     existing_folder,
     existing_root,
     files_below,
     first,
-    image_size,
     list_images,
     read_json,
     read_label_map,
     sample,
+    size_of,
 )
 from adpe.errors import UserError
 
@@ -44,7 +47,7 @@ class SegmentationLayout:
 
 @dataclass(frozen=True)
 class CocoLayout:
-    """A COCO JSON and its images: their numbers, and the classes' names in the order of the JSON's categories."""
+    """A COCO JSON and its images: the file to read, numbers, and the classes' names in the order of the labels."""
 
     json: Path
     images: Path
@@ -57,7 +60,7 @@ def check_segmentation_root(
     root: PathLike,
     num_classes: int | None = None,
     classes: Sequence[str] | PathLike | None = None,
-    img_suffix: str = ".jpg",
+    img_suffix: str | None = None,
     seg_map_suffix: str = ".png",
     reduce_zero_label: bool = True,
 ) -> SegmentationLayout:
@@ -67,7 +70,7 @@ def check_segmentation_root(
         root: the data root.
         num_classes: what the model predicts; None takes it from the classes.
         classes: see `read_classes`.
-        img_suffix: end of the images' names.
+        img_suffix: end of the images' names; by default any of `adpe.data.names.EXTENSIONS`.
         seg_map_suffix: end of the label maps' names.
         reduce_zero_label: whether label 0 means unlabelled, so that class i has label i + 1.
 
@@ -81,15 +84,15 @@ def check_segmentation_root(
         folder, maps = root / "images" / split, root / "annotations" / split
         images = list_images(folder, img_suffix)
         existing_folder(maps)
-        pairs[split] = [(path, maps / label_map_name(path, folder, img_suffix, seg_map_suffix)) for path in images]
+        pairs[split] = with_label_maps(images, folder, maps, img_suffix, seg_map_suffix)
     names = read_classes(root, classes, seg_map_suffix=seg_map_suffix, reduce_zero_label=reduce_zero_label)
     if num_classes is not None and num_classes != len(names):
         raise UserError(
             f"{root}: has {len(names)} classes ({first(names)}), but the model num_classes={num_classes}. "
             f"Set num_classes={len(names)}, or name the classes with classes=[...]."
         )
-    for of_split in pairs.values():
-        check_label_maps(of_split, len(names), reduce_zero_label)
+    for split, of_split in pairs.items():
+        check_label_maps(of_split, len(names), reduce_zero_label, "skip" if split == "training" else "error")
     return SegmentationLayout(root, {split: len(of_split) for split, of_split in pairs.items()}, names)
 
 
@@ -113,26 +116,28 @@ def check_not_full_ade20k(root: PathLike) -> None:
         )
 
 
-def check_label_maps(pairs: Sequence[tuple[Path, Path]], num_classes: int, reduce_zero_label: bool = True) -> None:
+def check_label_maps(
+    pairs: Sequence[tuple[Path, Path]], num_classes: int, reduce_zero_label: bool = True, on_corrupt: str = "error"
+) -> None:
     """Check that each image has its label map; open up to 48 pairs for the maps' type, size and largest label.
+
+    The orientation of every image is looked at: see `adpe.data.pixels.orientation_to_apply`.
 
     Args:
         pairs: (image, label map) paths.
         num_classes: labels above it (or equal to it without `reduce_zero_label`) are errors; 255 is never one.
         reduce_zero_label: whether label 0 means unlabelled, so that class i has label i + 1.
+        on_corrupt: what the reader does with an image that is none, ``"skip"`` or ``"error"``.
 
     Raises:
         UserError: naming the file.
     """
     _check_present(pairs)
+    check_orientations([image for image, _ in pairs], lambda index: size_of(read_label_map(pairs[index][1])))
     largest = num_classes if reduce_zero_label else num_classes - 1
     for image, label_map in sample(pairs):
-        size, labels = image_size(image), read_label_map(label_map)
-        if size != labels.shape[::-1]:
-            raise UserError(
-                f"{label_map}: is {labels.shape[1]}x{labels.shape[0]} pixels, but {image} is {size[0]}x{size[1]}. "
-                "A label map has its image's size."
-            )
+        labels = read_label_map(label_map)
+        check_fit(image, size_of(labels), label_map, on_corrupt)
         found = np.unique(labels)
         wrong = found[(found > largest) & (found != IGNORE_LABEL)]
         if wrong.size:
@@ -194,6 +199,9 @@ def check_coco_root(
     images: PathLike = "images/training",
     classes: Sequence[str] | None = None,
     with_mask: bool = True,
+    policy: str = "repair",
+    without_annotations: bool = False,
+    on_corrupt: str = "error",
 ) -> CocoLayout:
     """Check a COCO JSON of instances and the images that it names.
 
@@ -201,93 +209,57 @@ def check_coco_root(
         root: the data root.
         json: the JSON file, absolute or below the root.
         images: folder of the images, absolute or below the root.
-        classes: names of the categories to use, in the JSON's order, e.g. those of the training JSON when the
-            validation JSON is checked. By default all.
-        with_mask: whether every annotation needs a mask (polygons or RLE).
+        classes: names in the order of the labels; see `adpe.data.checks.coco.checked_coco`, as for the next three.
+        with_mask: whether every annotation needs a mask.
+        policy: what is done about wrong annotations.
+        without_annotations: whether there may be none.
+        on_corrupt: what the reader does with an image that is none, ``"skip"`` or ``"error"``.
 
     Raises:
         UserError: if anything is missing or does not fit.
     """
     root = existing_root(root)
-    path, folder = root / json, root / images
-    contents = read_json(path)
-    for key in ("images", "annotations", "categories"):
-        if not isinstance(contents, dict) or not isinstance(contents.get(key), list):
-            raise UserError(f"{path}: has no list {key!r}, expected COCO's instances: images, annotations, categories.")
-        if not contents[key]:
-            raise UserError(f"{path}: the list {key!r} is empty.")
-    for key, needed in {
-        "images": {"id", "file_name", "width", "height"},
-        "annotations": {"id", "image_id", "category_id", "bbox", "area"} | ({"segmentation"} if with_mask else set()),
-        "categories": {"id", "name"},
-    }.items():
-        for item in contents[key]:
-            missing = needed - set(item) if isinstance(item, dict) else needed
-            if missing:
-                raise UserError(f"{path}: an item of {key!r} has no {first(sorted(missing))}: {str(item)[:100]}")
-        repeated = [value for value, count in Counter(item["id"] for item in contents[key]).items() if count > 1]
-        if repeated:
-            raise UserError(f"{path}: {len(repeated)} ids of {key!r} repeated ({first(repeated)}). They must differ.")
-    for key, known in (("image_id", "images"), ("category_id", "categories")):
-        ids = {item["id"] for item in contents[known]}
-        lost = [item["id"] for item in contents["annotations"] if item[key] not in ids]
-        if lost:
-            raise UserError(f"{path}: {len(lost)} annotations (ids {first(lost)}) whose {key} is not among {known!r}.")
-    sizes = {image["id"]: [image["height"], image["width"]] for image in contents["images"]}
-    for item in contents["annotations"]:
-        mask = item.get("segmentation")
-        if isinstance(mask, dict) and mask.get("size") != sizes[item["image_id"]]:
-            raise UserError(
-                f"{path}: the mask of annotation {item['id']} is of size {mask.get('size')}, but its image "
-                f"{item['image_id']} is {sizes[item['image_id']]} (height, width). Correct the one or the other."
-            )
-    names = _coco_classes(path, contents["categories"], classes)
-    _check_coco_images(path, existing_folder(folder), contents["images"])
-    return CocoLayout(path, folder, len(contents["images"]), len(contents["annotations"]), names)
+    checked = checked_coco(root / json, policy, with_mask, classes, without_annotations)
+    folder = existing_folder(root / images)
+    check_coco_images(checked, folder, on_corrupt)
+    return CocoLayout(checked.json, folder, len(checked.images), checked.annotations, checked.classes)
 
 
-def _coco_classes(path: Path, categories: list[dict[str, Any]], classes: Sequence[str] | None) -> tuple[str, ...]:
-    found = [category["name"] for category in categories]
-    repeated = [name for name, count in Counter(found).items() if count > 1]
-    if repeated:
-        raise UserError(f"{path}: several categories are called {first(repeated)}. Give each its own name.")
-    if classes is None:
-        return tuple(found)
-    if isinstance(classes, str):
-        raise UserError(f"classes={classes!r}: expected a list of names.")
-    unknown = [name for name in classes if name not in found]
-    if unknown:
-        raise UserError(f"{path}: has no category {first(unknown)}; it has {first(found, 10)}. Correct the classes.")
-    # mmdet and pycocotools number the classes in the JSON's order whatever the order asked for.
-    ordered = tuple(name for name in found if name in set(classes))
-    if ordered != tuple(classes):
-        raise UserError(
-            f"{path}: its categories come in the order {first(ordered, 10)}, the classes in the order "
-            f"{first(classes, 10)}. Give the classes in the JSON's order, the same in training and validation."
-        )
-    return ordered
+def check_coco_images(checked: CheckedCoco, folder: Path, on_corrupt: str = "error") -> None:
+    """Check that the images of a COCO JSON are in a folder, their orientation, and the sizes of up to 48.
 
-
-def _check_coco_images(path: Path, folder: Path, images: list[dict[str, Any]]) -> None:
-    files = [folder / image["file_name"] for image in images]
+    Raises:
+        UserError: if one is missing, or does not fit the JSON.
+    """
+    files = [folder / name for name, _, _ in checked.images]
     lacking = absent(files)
     if lacking:
         raise UserError(
-            f"{path}: {len(lacking)} of its {len(files)} images are not in {folder} "
+            f"{checked.source}: {len(lacking)} of its {len(files)} images are not in {folder} "
             f"({first([os.path.relpath(file, folder) for file in lacking])}). Correct the folder or the JSON."
         )
-    for file, image in sample(list(zip(files, images, strict=True))):
-        size = image_size(file)
-        if size != (image["width"], image["height"]):
-            raise UserError(
-                f"{file}: is {size[0]}x{size[1]} pixels, but {path} says {image['width']}x{image['height']}. "
-                "Its boxes and masks would not fit: correct the one or the other."
-            )
+    check_orientations(files, lambda index: (checked.images[index][1], checked.images[index][2]))
+    for file, (_, width, height) in sample(list(zip(files, checked.images, strict=True))):
+        check_fit(file, (width, height), checked.source, on_corrupt)
 
 
-def label_map_name(image: Path, folder: Path, img_suffix: str, seg_map_suffix: str) -> str:
+def label_map_name(image: Path, folder: Path, img_suffix: str | None, seg_map_suffix: str) -> str:
     """Path of an image's label map relative to the folder of the label maps."""
-    return str(image.relative_to(folder))[: -len(img_suffix)] + seg_map_suffix
+    name = str(image.relative_to(folder))
+    return name[: -len(img_suffix or image.suffix)] + seg_map_suffix
+
+
+def with_label_maps(
+    images: Sequence[Path], folder: Path, maps: Path, img_suffix: str | None, seg_map_suffix: str
+) -> list[tuple[Path, Path]]:
+    """(image, label map) of the images in `folder`. Raises UserError if two share a label map."""
+    pairs = [(image, maps / label_map_name(image, folder, img_suffix, seg_map_suffix)) for image in images]
+    owners: dict[Path, Path] = {}
+    for image, label_map in pairs:
+        if label_map in owners:
+            raise UserError(f"{owners[label_map]} and {image.name} share the label map {label_map}: remove one image.")
+        owners[label_map] = image
+    return pairs
 
 
 def _infer_classes(root: Path, folder: Path, suffix: str, reduce_zero_label: bool) -> tuple[str, ...]:

@@ -14,26 +14,30 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from adpe.data.checks.coco import CheckedCoco, checked_coco, inspected_coco
 from adpe.data.checks.inspection import (
     PathLike,
     absent,
+    existing_folder,
     existing_root,
     files_below,
     first,
     list_images,
-    read_json,
     read_label_map,
     sample,
+    size_of,
 )
-from adpe.data.checks.layout import IGNORE_LABEL, SPLITS, check_coco_root, check_not_full_ade20k, label_map_name
-from adpe.errors import UserError
+from adpe.data.checks.layout import IGNORE_LABEL, SPLITS, check_coco_images, check_not_full_ade20k, label_map_name
+from adpe.data.pixels import CorruptImageError, Size, decode_image
+from adpe.errors import UserError, told
 
 ADE20K_IMAGES = {"training": 20210, "validation": 2000}
 ADE20K_CLASSES = 150
 COCO_IMAGES = {"train2017": 118287, "val2017": 5000}
 COCO_CATEGORIES = 80
+# train2017 has two boxes of no width or height itself.
+COCO_KNOWN = ("box_flat", "area_not_positive")
 
 # Goes over the items of a check, showing how far it is.
 Track = Callable[[Iterable[Any], int, str], Iterable[Any]]
@@ -71,7 +75,7 @@ def verify_ade20k(root: PathLike, quick: bool = False, track: Track = untracked)
     findings = []
     for split in SPLITS:
         folder, maps = root / "images" / split, root / "annotations" / split
-        images = list_images(folder)
+        images = list_images(folder, ".jpg")
         findings.append(_count(f"{split}: images", len(images), ADE20K_IMAGES[split]))
         pairs = [(image, maps / label_map_name(image, folder, ".jpg", ".png")) for image in images]
         lacking = set(absent([label_map for _, label_map in pairs]))
@@ -85,37 +89,51 @@ def verify_ade20k(root: PathLike, quick: bool = False, track: Track = untracked)
     return findings
 
 
-def verify_coco(root: PathLike, quick: bool = False, track: Track = untracked) -> list[Finding]:
-    """Check COCO 2017: counts, the 80 categories, annotations against images, decoding. Arguments: `verify_ade20k`."""
+def verify_coco(root: PathLike, quick: bool = False, track: Track = untracked, policy: str = "strict") -> list[Finding]:
+    """Check COCO 2017: counts, the 80 categories, annotations against images, decoding.
+
+    Args:
+        root: folder with annotations/, train2017/ and val2017/.
+        quick: see `verify_ade20k`, as `track`.
+        track: shows how far it is.
+        policy: what counts as wrong in annotations: with ``"strict"`` every problem, with ``"repair"`` what training
+            could not mend, with ``"report"`` what training could not read; see `adpe.data.checks.coco.checked_coco`.
+
+    Raises:
+        UserError: if there is no such folder.
+    """
     root = existing_root(root)
     findings = []
     for split, count in COCO_IMAGES.items():
         path = root / "annotations" / f"instances_{split}.json"
-        findings += _instances(root, path, root / split, split, quick, track)
-        if findings[-1].check.endswith("layout"):
+        found, checked = _instances(root, path, root / split, split, quick, track, policy, COCO_KNOWN)
+        findings += found
+        if checked is None:
             continue
-        contents = read_json(path)
-        findings.append(_count(f"{split}: images in the JSON", len(contents["images"]), count))
-        names = [category["name"] for category in contents["categories"]]
+        findings.append(_count(f"{split}: images in the JSON", len(checked.images), count))
+        names = checked.categories
         expected = len(names) == COCO_CATEGORIES and names[0] == "person" and names[-1] == "toothbrush"
         said = f"{len(names)}, {names[0]} to {names[-1]}" + ("" if expected else "; expected 80, person to toothbrush")
         findings.append(Finding(f"{split}: categories", expected, said))
     return findings
 
 
-def verify_coco_like(root: PathLike, quick: bool = False, track: Track = untracked) -> list[Finding]:
-    """Check one's own data: `instances_{training,validation}.json` over `images/`. Arguments: `verify_ade20k`."""
+def verify_coco_like(
+    root: PathLike, quick: bool = False, track: Track = untracked, policy: str = "strict"
+) -> list[Finding]:
+    """Check one's own data: `instances_{training,validation}.json` over `images/`. Arguments: `verify_coco`."""
     root = existing_root(root)
     findings = []
     categories = {}
     for split in SPLITS:
         path = root / f"instances_{split}.json"
-        found = _instances(root, path, root / "images" / split, split, quick, track)
+        found, checked = _instances(root, path, root / "images" / split, split, quick, track, policy, ())
         findings += found
-        if all(finding.right for finding in found):
-            categories[split] = [category["name"] for category in read_json(path)["categories"]]
+        if checked is not None:
+            categories[split] = checked.categories
     if len(categories) == len(SPLITS):
-        same = categories["training"] == categories["validation"]
+        # Labels are matched by name, in whatever order.
+        same = set(categories["training"]) == set(categories["validation"])
         said = f"{len(categories['training'])}: {first(categories['training'], 6)}"
         validation = f"validation has {len(categories['validation'])}: {first(categories['validation'], 6)}"
         findings.append(Finding("categories of both splits", same, said if same else f"{said}; {validation}"))
@@ -125,72 +143,61 @@ def verify_coco_like(root: PathLike, quick: bool = False, track: Track = untrack
 VERIFIERS = {"ade20k": verify_ade20k, "coco": verify_coco, "coco-like": verify_coco_like}
 
 
-def _instances(root: Path, path: Path, folder: Path, split: str, quick: bool, track: Track) -> list[Finding]:
-    """Findings about one JSON and its images; a single one ending in "layout" if they cannot be looked into."""
+def _instances(
+    root: Path, path: Path, folder: Path, split: str, quick: bool, track: Track, policy: str, known: Sequence[str]
+) -> tuple[list[Finding], CheckedCoco | None]:
+    """Findings about one JSON and its images; only one, and no JSON, if it cannot be looked into."""
     try:
-        layout = check_coco_root(root, path.relative_to(root), folder.relative_to(root))
+        checked = inspected_coco(path)
+        check_coco_images(checked, existing_folder(folder))
     except UserError as error:
-        return [Finding(f"{split}: layout", False, str(error))]
-    contents = read_json(path)
-    sizes = {image["id"]: (image["width"], image["height"]) for image in contents["images"]}
-    outside, flat = [], []
-    for item in contents["annotations"]:
-        x, y, w, h = item["bbox"]
-        width, height = sizes[item["image_id"]]
-        if w <= 0 or h <= 0:
-            flat.append(f"id {item['id']} {item['bbox']}")
-        # COCO's own boxes are rounded to hundredths.
-        if x < -1 or y < -1 or x + w > width + 1 or y + h > height + 1:
-            outside.append(f"id {item['id']} {item['bbox']} in {width}x{height}")
-    listed = {folder / image["file_name"] for image in contents["images"]}
+        return [Finding(f"{split}: layout", False, str(error))], None
+    counts = f"{checked.annotations} on {len(checked.images)} images, {checked.without_objects} of them without any"
+    findings = [Finding(f"{split}: annotations", checked.annotations > 0, counts)]
+    levels = {"strict": ("problem", "unreadable"), "repair": (), "report": ("unreadable",)}[policy]
+    for found in checked.findings:
+        right = found.level not in levels or found.kind in known
+        findings.append(Finding(f"{split}: {found.kind}", right, str(found)))
+    if checked.problems and policy == "repair":
+        try:
+            findings.append(Finding(f"{split}: repaired", True, str(checked_coco(path, policy).json)))
+        except UserError as error:
+            findings.append(Finding(f"{split}: repaired", False, str(error)))
+    listed = {folder / name for name, _, _ in checked.images}
     spare = [file for file in files_below(folder) if file not in listed]
-    images = [(folder / image["file_name"], sizes[image["id"]]) for image in contents["images"]]
+    images = [(folder / name, (width, height)) for name, width, height in checked.images]
     chosen = sample(images) if quick else images
-    empty = len(sizes) - len({item["image_id"] for item in contents["annotations"]})
-    counts = f"{layout.num_annotations} on {layout.num_images} images, {empty} of them without any"
     return [
-        Finding(f"{split}: annotations", True, counts),
-        _none(f"{split}: boxes outside their image", outside),
-        # The next two are no faults: COCO has a flat box itself, and neither is read in training.
-        Finding(f"{split}: boxes without area", True, first(flat) or "none"),
+        *findings,
+        # No error: these are not read.
         Finding(f"{split}: images that the JSON does not name", True, first([file.name for file in spare]) or "none"),
-        _faults(f"{split}: images", _each(_image_fault, chosen, track, split), len(chosen)),
-    ]
+        _faults(f"{split}: images", _each(image_fault, chosen, track, split), len(chosen)),
+    ], checked
 
 
 def _label_map_fault(pair: tuple[Path, Path]) -> str | None:
     image, label_map = pair
     try:
-        size, labels = decoded_size(image), read_label_map(label_map)
+        labels = read_label_map(label_map)
     except UserError as error:
         return str(error)
-    if size != labels.shape[::-1]:
-        return f"{label_map}: is {labels.shape[1]}x{labels.shape[0]} pixels, but its image is {size[0]}x{size[1]}."
+    fault = image_fault((image, size_of(labels)))
+    if fault:
+        return f"{fault} (label map {label_map})"
     wrong = labels[(labels > ADE20K_CLASSES) & (labels != IGNORE_LABEL)]
     if wrong.size:
         return f"{label_map}: has label {int(np.max(wrong))}, expected 0..{ADE20K_CLASSES}."
     return None
 
 
-def _image_fault(item: tuple[Path, tuple[int, int]]) -> str | None:
-    path, expected = item
+def image_fault(item: tuple[Path, Size]) -> str | None:
+    """What a reader has against an image under annotations of a (width, height); None if it reads it."""
+    path, annotated = item
     try:
-        size = decoded_size(path)
-    except UserError as error:
-        return str(error)
-    if size != expected:
-        return f"{path}: is {size[0]}x{size[1]} pixels, but the JSON says {expected[0]}x{expected[1]}."
+        decode_image(path.read_bytes(), str(path), annotated)
+    except (OSError, CorruptImageError) as error:
+        return told(error)
     return None
-
-
-def decoded_size(path: Path) -> tuple[int, int]:
-    """(width, height) of an image that decodes to its end. Raises UserError if it does not."""
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return image.size
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: not a readable image ({error}).") from None
 
 
 def _each(fault: Callable[[Any], str | None], items: Sequence[Any], track: Track, text: str) -> list[str]:

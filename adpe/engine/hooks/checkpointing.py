@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.dist import all_reduce, is_distributed, is_main_process
-from mmengine.hooks import CheckpointHook
 from mmengine.logging import HistoryBuffer, print_log
 from mmengine.registry import HOOKS
 
 from adpe.checkpoints.reading import DATA_TYPES, LoggedScalar, refuse_bomb
+from adpe.engine.mmengine_internals import StepCheckpointHook, between_steps
 from adpe.engine.reproducible import random_state
 from adpe.errors import EXIT_PREEMPTED, UserError
 from adpe.files import atomic_write
@@ -161,7 +161,7 @@ def latest_checkpoint(work_dir: str | Path) -> tuple[Path, dict[str, Any]] | Non
 
 
 @HOOKS.register_module()
-class AdPECheckpointHook(CheckpointHook):
+class AdPECheckpointHook(StepCheckpointHook):
     """mmengine's CheckpointHook, made safe against kills; on SIGTERM, SIGUSR1 or SIGINT it saves and ends the run.
 
     Arguments are those of mmengine's hook, for local paths. ``max_keep_ckpts`` should be at least 2, so that there is
@@ -218,7 +218,7 @@ class AdPECheckpointHook(CheckpointHook):
     def _told_to_stop(self, runner: Any) -> int:
         """The number of the signal that any process got, if the run can stop here, else 0."""
         # Gradients between optimizer steps are not saved.
-        if runner.optim_wrapper.inner_count % runner.optim_wrapper._accumulative_counts:
+        if between_steps(runner.optim_wrapper):
             return 0
         if not is_distributed():
             return self.signal
@@ -228,7 +228,7 @@ class AdPECheckpointHook(CheckpointHook):
         all_reduce(told, "max")
         return int(told.item())
 
-    def _save_checkpoint_with_step(self, runner: Any, step: int, meta: dict[str, Any]) -> None:
+    def save_step(self, runner: Any, step: int, meta: dict[str, Any]) -> None:
         outdated = None
         if self.max_keep_ckpts > 0 and not (self.keep_ckpt_ids and self.keep_ckpt_ids[-1] == step):
             if len(self.keep_ckpt_ids) == self.max_keep_ckpts:

@@ -23,6 +23,7 @@ from mmengine.registry import HOOKS
 
 from adpe.engine.precision import precision_of
 from adpe.engine.resolved_protocol import compared, data_protocol, describe
+from adpe.errors import UserError
 from adpe.evaluations.per_image import PerImageStatistics
 from adpe.files import ROOT
 from adpe.leaderboard.records import SCHEMA, append_record, file_sha256
@@ -139,7 +140,11 @@ def make_record(
     """
     cfg = runner.cfg
     given: dict[str, Any] = cfg.record.to_dict()
-    pretrained = next(_pretrained(cfg.model.to_dict()), None) or cfg.get("load_from")
+    # A resumed run has its own checkpoint in `load_from`; where it began is in the config as it was read.
+    source = getattr(runner, "source", (cfg,))[0]
+    pretrained = next(_pretrained(cfg.model.to_dict()), None) or (
+        None if source.get("resume") else source.get("load_from")
+    )
     origin = _origin(pretrained)
     if origin and origin["epochs"] is not None:
         given["pretraining_epochs"] = origin["epochs"]  # what the file says, whatever the command line does
@@ -197,8 +202,11 @@ def _pretrained(node: Any) -> Iterator[str]:
 
 
 def _origin(checkpoint: str | None) -> dict[str, Any] | None:
-    """What a checkpoint says of the run that it comes from; None of one that says nothing."""
-    start = described_start({"checkpoint": checkpoint})
+    """What a checkpoint says of the run that it comes from; None of one that says nothing, or holds another encoder."""
+    try:
+        start = described_start({"checkpoint": checkpoint})
+    except UserError:
+        return None
     if start is None:
         return None
     said = start[1].specification

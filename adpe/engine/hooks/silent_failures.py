@@ -31,6 +31,7 @@ from mmengine.optim import OptimWrapperDict
 from mmengine.registry import HOOKS
 from torch import Tensor, nn
 
+from adpe.engine.mmengine_internals import accumulation
 from adpe.engine.pretraining import training_progress
 from adpe.engine.unwrapped import unwrapped
 from adpe.errors import UserError
@@ -58,10 +59,6 @@ def _groups(runner: Any) -> list[dict[str, Any]]:
     return [group for optimizer in _optimizers(runner) for group in optimizer.param_groups]
 
 
-def _accumulation(runner: Any) -> int:
-    return int(getattr(runner.optim_wrapper, "_accumulative_counts", 1))
-
-
 @HOOKS.register_module()
 class AdPELearningRateGuard(Hook):
     """Stops a run whose learning rates are all zero before its last optimizer step: the rest would change nothing.
@@ -70,7 +67,7 @@ class AdPELearningRateGuard(Hook):
     """
 
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
-        step = _accumulation(runner)
+        step = accumulation(runner.optim_wrapper)
         groups = _groups(runner)
         if step <= runner.iter < runner.max_iters - step and all(
             group["lr"] <= _ZERO * group.get("initial_lr", 0) for group in groups
@@ -163,7 +160,7 @@ class AdPEAdversaryGuard(Hook):
         self.groups = [group for group in _groups(runner) if any(id(value) in ids for value in group["params"])]
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        if not self.start or (runner.iter + 1) % _accumulation(runner):
+        if not self.start or (runner.iter + 1) % accumulation(runner.optim_wrapper):
             return
         # Steps of warm-up may be smaller than the parameters' precision. Initially zero is frozen, not warm-up.
         self.moves += any(group["lr"] >= 1e-3 * group.get("initial_lr", 0) for group in self.groups)
