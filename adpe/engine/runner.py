@@ -28,6 +28,7 @@ from adpe.errors import UserError
 from adpe.files import atomic_write
 from adpe.models.specification import KEY
 from adpe.models.vit import FORM
+from adpe.transfer.precise_boxes import keep_boxes_precise
 
 
 @RUNNERS.register_module()
@@ -61,6 +62,12 @@ class AdPERunner(Runner):
                 print_log(f"num_workers = 0: {', '.join(given)} left out, which need workers", "current")
             dataloader = {name: value for name, value in dataloader.items() if name not in about}
         return Runner.build_dataloader(dataloader, seed, diff_rank_seed)
+
+    def build_model(self, model: nn.Module | dict) -> nn.Module:
+        """As mmengine's, with detectors whose boxes stay in float32 under autocast."""
+        built = super().build_model(model)
+        keep_boxes_precise(built)
+        return built
 
     def build_param_scheduler(self, scheduler: Any) -> Any:
         """As mmengine's, for trainings of any length: see :func:`adpe.engine.schedules.fit_schedule`."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
@@ -16,6 +17,7 @@ from mmengine.registry import MODELS, DefaultScope
 
 import adpe.engine  # noqa: F401  registers and guards
 from adpe.transfer.necks import AdPESimpleFeaturePyramid
+from adpe.transfer.precise_boxes import keep_boxes_precise
 
 DETECTORS = {"Mask R-CNN": "configs/coco_maskrcnn_vitb.py", "Cascade": "configs/coco_cascade_maskrcnn_vitb.py"}
 STRIDES = (4, 8, 16, 32)
@@ -106,3 +108,20 @@ def test_maps_are_contiguous(options: dict[str, Any], layout: torch.memory_forma
     if options["type"] == "AdPEViT":
         theirs = backbone.forward_intermediates(images[..., :32, :32], intermediates_only=True)
         assert [y.shape for y in theirs if not y.is_contiguous()] == []
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_boxes_are_not_rounded_to_the_maps(dtype: torch.dtype) -> None:
+    """Boxes of 1,024 x 1,024 pixels on maps of an FPN under autocast; mmdet's own extractor rounds them to 4 pixels."""
+    model = detector("Mask R-CNN", "resnet10t")
+    torch.manual_seed(0)
+    maps = [F.avg_pool2d(torch.randn(2, 32, 1024 // s, 1024 // s), 5, 1, 2) for s in STRIDES]
+    low = [level.to(dtype) for level in maps]
+    corners = torch.rand(20, 2) * 800
+    boxes = torch.cat([torch.arange(20)[:, None] % 2, corners, corners + 20 + torch.rand(20, 2) * 200], 1)
+    extractor = model.roi_head.bbox_roi_extractor
+    expected = extractor([level.float() for level in low], boxes)
+    rounded = extractor(low, boxes).float()
+    assert (rounded - expected).square().mean() > 1e-4 * expected.square().mean()
+    assert keep_boxes_precise(model) == 2
+    torch.testing.assert_close(extractor(low, boxes), expected, rtol=0, atol=0)
