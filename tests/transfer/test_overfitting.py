@@ -28,7 +28,8 @@ from adpe.engine.hooks.checkpointing import latest_checkpoint
 from adpe.engine.launch import train_main
 from adpe.option_values import option_text
 
-SIDE = 96  # pixels of the photographs' longer side: 6 patches
+SIDE = 96  # pixels that the photographs' longer side is resized to: 6 patches
+WIDTH = 125  # pixels of the files: boxes and masks have to come back to another size
 PATCH = 16
 
 IN_THIS_PROCESS = {"num_workers": 0, "persistent_workers": False, "pin_memory": False}
@@ -91,11 +92,11 @@ def train(config: str, work_dir: Path, changes: dict[str, Any]) -> dict[str, flo
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("config", "iterations"), [
-    ("configs/coco_maskrcnn_vitb.py", 230),
+    ("configs/coco_maskrcnn_vitb.py", 270),
     ("configs/coco_cascade_maskrcnn_vitb.py", 180),
 ])  # fmt: skip
 def test_detector(config: str, iterations: int, tmp_path: Path) -> None:
-    root = write_photographs(tmp_path / "data", SIDE)
+    root = write_photographs(tmp_path / "data", WIDTH)
     changes = detection(root, cascade="cascade" in config, iterations=iterations)
     metrics = train(config, tmp_path / "run", changes)
     assert metrics["bbox_mAP"] >= 0.9
@@ -119,7 +120,9 @@ def check_padding(config: Path) -> None:
         assert height < width == SIDE
         whole = -(SIDE - PATCH * -(-height // PATCH))
         boxes = {}
-        for padding in ((0, 0, 0, 0), (0, PATCH, 0, 0), (0, 0, 0, PATCH), (0, 0, 0, whole)):
+        # Pixels to the left, right, top and bottom, and the IoU that stays.
+        kept = {(0, PATCH, 0, 0): 0.8, (0, 0, 0, PATCH): 0.8, (0, 0, 0, whole): 0.6}
+        for padding in ((0, 0, 0, 0), *kept):
             with torch.no_grad():
                 predicted = model(F.pad(data["inputs"], padding), data["data_samples"], mode="predict")[
                     0
@@ -129,11 +132,11 @@ def check_padding(config: Path) -> None:
         assert len(square) > 0
         for padding, one in boxes.items():
             overlaps = bbox_overlaps(square.bboxes, one.bboxes) * (square.labels[:, None] == one.labels)
-            assert overlaps.max(1).values.min() >= 0.75, (item["data_samples"].img_path, padding, overlaps)
+            assert overlaps.max(1).values.min() >= kept[padding], (item["data_samples"].img_path, padding, overlaps)
 
 
 @pytest.mark.slow
 def test_segmentor(tmp_path: Path) -> None:
     root = write_photographs(tmp_path / "data", SIDE)
-    metrics = train("configs/ade20k_upernet_vitb.py", tmp_path / "run", segmentation(root, iterations=300))
+    metrics = train("configs/ade20k_upernet_vitb.py", tmp_path / "run", segmentation(root, iterations=320))
     assert metrics["mIoU"] >= 95.0
