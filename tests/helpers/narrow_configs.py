@@ -16,11 +16,12 @@ def detection(side: int, classes: int, *, cascade: bool) -> dict[str, Any]:
         classes: number of.
     """
     heads = [f"bbox_head.{i}" for i in range(3)] if cascade else ["bbox_head"]
+    sampler = f"model.train_cfg.rcnn{'.0' if cascade else ''}.sampler"
     narrow = {"in_channels": CHANNELS, "conv_out_channels": CHANNELS}
     return {
         "image_size": (side, side),
         "num_classes": classes,
-        **_encoder(),
+        **_encoder(2),
         "model.backbone.window_size": 4,
         "model.backbone.global_attn_indexes": (1,),
         "model.neck.in_channels": WIDTH,
@@ -33,10 +34,11 @@ def detection(side: int, classes: int, *, cascade: bool) -> dict[str, Any]:
         **{f"model.roi_head.{head}.fc_out_channels": 128 for head in heads},
         **{f"model.roi_head.mask_head.{key}": value for key, value in narrow.items()},
         "model.roi_head.mask_head.num_convs": 2,
-        "model.train_cfg.rpn_proposal.max_per_img": 60,
-        "model.test_cfg.rpn.max_per_img": 60,
-        f"model.train_cfg.rcnn{'.0' if cascade else ''}.sampler.num": 32,
-    }
+        **{f"model.{one}.{key}": value for one in ("train_cfg.rpn_proposal", "test_cfg.rpn")
+           for key, value in {"nms_pre": 200, "max_per_img": 60}.items()},
+        f"{sampler}.num": 32,
+        f"{sampler}.pos_fraction": 0.5,
+    }  # fmt: skip
 
 
 def segmentation(side: int, classes: int) -> dict[str, Any]:
@@ -44,8 +46,7 @@ def segmentation(side: int, classes: int) -> dict[str, Any]:
     return {
         "crop_size": (side, side),
         "num_classes": classes,
-        **_encoder(),
-        "model.backbone.depth": 4,
+        **_encoder(4),
         "model.backbone.out_indices": (0, 1, 2, 3),
         "model.neck.embed_dim": WIDTH,
         "model.decode_head.in_channels": [WIDTH] * 4,
@@ -56,10 +57,10 @@ def segmentation(side: int, classes: int) -> dict[str, Any]:
     }
 
 
-def _encoder() -> dict[str, Any]:
+def _encoder(depth: int) -> dict[str, Any]:
     return {
         "model.backbone.embed_dim": WIDTH,
-        "model.backbone.depth": 2,
+        "model.backbone.depth": depth,
         "model.backbone.num_heads": 4,
         "model.backbone.drop_path_rate": 0.0,
     }
