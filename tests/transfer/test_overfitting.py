@@ -7,6 +7,7 @@ not lie on the pixels, cannot reach these bars, whatever its shapes and losses l
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+if not os.environ.get("ADPE_LEARNING_TESTS"):
+    pytest.skip("minutes of training: set ADPE_LEARNING_TESTS=1", allow_module_level=True)
 pytest.importorskip("mmseg")
 pytest.importorskip("mmdet")
 from built_configs import ROOT
