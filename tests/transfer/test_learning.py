@@ -8,7 +8,6 @@ is and with its maps scrambled on purpose; only the first may reach the bar.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -18,8 +17,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-if not os.environ.get("ADPE_LEARNING_TESTS"):
-    pytest.skip("minutes of training: set ADPE_LEARNING_TESTS=1", allow_module_level=True)
 pytest.importorskip("mmseg")
 pytest.importorskip("mmdet")
 from mmdet.structures import DetDataSample
@@ -34,6 +31,7 @@ import adpe
 from adpe.evaluations.classification import AdPEClassifier
 from adpe.evaluations.knn import features, knn_accuracy
 
+pytestmark = pytest.mark.slow
 COLUMN = 8  # pixels of a patch
 
 # timm's models under mmdet's FPN: options and channels.

@@ -7,7 +7,6 @@ not lie on the pixels, cannot reach these bars, whatever its shapes and losses l
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-if not os.environ.get("ADPE_LEARNING_TESTS"):
-    pytest.skip("minutes of training: set ADPE_LEARNING_TESTS=1", allow_module_level=True)
 pytest.importorskip("mmseg")
 pytest.importorskip("mmdet")
 from built_configs import ROOT
@@ -29,6 +26,7 @@ from photographs import CLASSES, write_photographs
 from adpe.engine.config import read_config
 from adpe.engine.hooks.checkpointing import latest_checkpoint
 from adpe.engine.launch import train_main
+from adpe.option_values import option_text
 
 SIDE = 96  # pixels of the photographs' longer side: 6 patches
 PATCH = 16
@@ -54,10 +52,10 @@ def detection(root: Path, *, cascade: bool, iterations: int) -> dict[str, Any]:
     return {
         **narrow_configs.detection(SIDE, len(CLASSES) - 1, cascade=cascade),
         **options(iterations, 4e-3),
-        "data_root": root,
+        "data_root": str(root),
         **{f"{one}_dataloader.dataset.ann_file": "instances_training.json" for one in ("train", "val")},
         **{f"{one}_dataloader.dataset.data_prefix.img": "images/training" for one in ("train", "val")},
-        "val_evaluator.ann_file": root / "instances_training.json",
+        "val_evaluator.ann_file": str(root / "instances_training.json"),
         "train_dataloader.dataset.pipeline.2.prob": 0.0,
         "train_dataloader.dataset.pipeline.3.ratio_range": (1.0, 1.0),
     }
@@ -68,7 +66,7 @@ def segmentation(root: Path, *, iterations: int) -> dict[str, Any]:
     return {
         **narrow_configs.segmentation(SIDE, len(CLASSES)),
         **options(iterations, 6e-3),
-        "data_root": root,
+        "data_root": str(root),
         **{f"{one}_dataloader.dataset.type": "AdPESegmentationDataset" for one in ("train", "val")},
         "param_scheduler.1.begin": iterations // 20,
         f"{pipeline}.2.scale": (SIDE, SIDE),
@@ -86,7 +84,7 @@ def segmentation(root: Path, *, iterations: int) -> dict[str, Any]:
 
 def train(config: str, work_dir: Path, changes: dict[str, Any]) -> dict[str, float]:
     """Train with `tools/train.py`'s command. Returns the metrics of its record."""
-    pairs = [f"{key}={value}".replace(" ", "").replace("'", '"') for key, value in changes.items()]
+    pairs = [f"{key}={option_text(value)}" for key, value in changes.items()]
     assert train_main([str(ROOT / config), "--work-dir", str(work_dir), "--cfg-options", *pairs]) == 0
     return json.loads((work_dir / "record.jsonl").read_text().splitlines()[-1])["metrics"]
 
