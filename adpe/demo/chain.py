@@ -120,7 +120,7 @@ def _stages(options: Options, work_dir: Path, data_root: Path, images: Sequence[
     segmentation = check_segmentation_root(data_root)
     detection = check_coco_root(data_root)
     check_coco_root(data_root, "instances_validation.json", "images/validation", classes=detection.classes)
-    pretrain: dict[str, Any] = {"sources": "[" + ",".join(f'"{image}"' for image in images) + "]"}
+    pretrain: dict[str, Any] = {"sources": [str(image) for image in images]}
     shared: dict[str, Any] = {"data_root": data_root}
     if options.epochs is not None:
         pretrain["epochs"] = options.epochs

@@ -94,7 +94,7 @@ def read_config(path: str | Path, options: dict[str, Any] | None = None) -> Conf
 def _with_options(cfg: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
     """A copy of a finished config with options put in."""
     for option, value in deletions_first(options).items():
-        check_option(cfg, option, _TOP_LEVEL)
+        check_option(cfg, option, _TOP_LEVEL, options)
         try:
             cfg = put(cfg, option.split("."), value)
         except KeyError as error:

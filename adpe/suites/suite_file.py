@@ -232,7 +232,7 @@ def _point(item: Mapping[str, Any], key: str, where: str) -> dict[str, float]:
 
 
 def _choice(value: Any, known: Mapping[str, Any], where: str) -> Any:
-    if value not in known:
+    if not isinstance(value, str) or value not in known:
         near = difflib.get_close_matches(str(value), known, 3, 0.4) or sorted(known)
         raise UserError(f"{where} {value!r} is unknown; there are {', '.join(near)}.")
     return known[value]

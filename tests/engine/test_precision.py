@@ -44,6 +44,8 @@ def shrunk(name: str) -> tuple[Config, Any]:
             if cfg.model.get("method") is None:
                 cfg.model.update(decoder_embed_dim=32, decoder_depth=1, decoder_num_heads=2)
             crops = cfg.train_dataloader.dataset.crops
+            if not cfg.model.model.startswith("adpe_"):
+                crops.size, cfg.model.radius = 64, 5
             data = {"inputs": torch.randint(0, 256, (2, crops.num_crops, 3, crops.size, crops.size), dtype=torch.uint8)}
             return cfg, data
         if cfg.model.get("mixup_batch"):

@@ -21,7 +21,7 @@ from adpe.suites.local_runner import estimate, execute, finished_record
 from adpe.suites.suite import Run, expand
 from adpe.suites.suite_file import read_suite
 
-VARIABLES = "pretrained = None\nlr = 0.05"
+VARIABLES = "pretrained = None\nlr = 0.05\noptim_wrapper['optimizer']['lr'] = lr\nenv_cfg = dict(pretrained=pretrained)"
 
 
 @pytest.fixture(autouse=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 from adpe.errors import UserError
@@ -52,7 +52,7 @@ def deletions_first(options: dict[str, Any]) -> dict[str, Any]:
     return dict(sorted(options.items(), key=lambda item: not item[0].endswith(f".{_DELETE}")))
 
 
-def check_option(cfg: dict[str, Any], option: str, top_level: Iterable[str]) -> None:
+def check_option(cfg: dict[str, Any], option: str, top_level: Iterable[str], given: Collection[str] = ()) -> None:
     """Refuse a dotted key that leads nowhere in a config.
 
     A new argument of a component, or what is below it, is allowed unless it looks like a misspelt one: the component
@@ -62,6 +62,7 @@ def check_option(cfg: dict[str, Any], option: str, top_level: Iterable[str]) -> 
         cfg: the config.
         option: the key.
         top_level: keys that a config may leave out.
+        given: all options.
 
     Raises:
         UserError: naming the keys that are there.
@@ -79,6 +80,8 @@ def check_option(cfg: dict[str, Any], option: str, top_level: Iterable[str]) -> 
             return
         elif isinstance(node, dict):
             known = {*node, *top_level} if depth == 0 else set(node)
+            # Keys that other options have just put there are no model for this one.
+            known -= {name for name in known if ".".join([*keys[:depth], name]) in given}
             near = difflib.get_close_matches(key, known, 3, 0.7)
             if key == _DELETE or (key in top_level if depth == 0 else not near):
                 return
