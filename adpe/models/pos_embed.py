@@ -42,8 +42,8 @@ def cached_table(function: Callable) -> Any:
 
     @wraps(function)
     def table(*key: Any) -> Any:
-        if torch.compiler.is_exporting():
-            # The exporter traces its own thread alone.
+        if torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling():
+            # The exporter traces its own thread alone; a strict export reads the code, which then must be traceable.
             with ThreadPoolExecutor(1) as outside:
                 return outside.submit(cached, *key).result()
         traced = torch.compiler.is_compiling() or type(torch.empty(0)) is not Tensor
