@@ -32,7 +32,7 @@ demo: setup
 
 # A process for each core; four do for what the slowest tests take.
 test: setup
-	$(run) -m pytest -n auto --maxprocesses 4 $(ARGS)
+	$(run) -m pytest -n auto --maxprocesses 4 --dist loadgroup $(ARGS)
 
 lint: setup
 	$(run) -m ruff check .
