@@ -155,7 +155,7 @@ def train(args: argparse.Namespace) -> AdPERunner:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     request_precision(cfg, args.amp)
     complete_visualizer(cfg)
-    source = RunConfig(cfg.to_dict(), filename=str(cfg.filename))
+    source = RunConfig(cfg.to_dict(), cfg_text=cfg.text, filename=str(cfg.filename))
     seed = _find_resumed(cfg, args.resume)
     if seed is not None and seed != cfg.randomness.seed:
         # The order of the data and the crops follow from it, and whatever else the config computes from it.
