@@ -68,9 +68,14 @@ custom_hooks = [
     dict(type="AdPEVisualizationHook", interval=10),
     dict(type="AdPEExportHook"),
 ]
-positions = "APE" if position == "absolute" else "RPE"
 record = dict(
-    method=f"AdPE {positions} {adversary}" if adversary else "MAE+ RPE" if positions == "RPE" else "MAE+",
+    method=(
+        f"AdPE {'APE' if position == 'absolute' else 'RPE'} {adversary}"
+        if adversary
+        else "MAE+"
+        if position == "absolute"
+        else "MAE+ RPE"
+    ),
     task="pretrain",
     dataset="ImageNet-1k",
     start="random",
