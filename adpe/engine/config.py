@@ -17,7 +17,7 @@ from mmengine.runner import Runner
 from mmengine.utils import import_modules_from_strings
 
 from adpe.config_names import is_config, known_configs
-from adpe.engine.mmengine_internals import RunConfig, failed_build
+from adpe.engine.mmengine_internals import failed_build
 from adpe.engine.options.paths import check_option, deletions_first, places, put, suggest
 from adpe.engine.options.variables import Variables, find_sources
 from adpe.engine.start import settle_start
@@ -75,7 +75,10 @@ def read_config(path: str | Path, options: dict[str, Any] | None = None) -> Conf
     cfg = variables.read(options)
     values = _with_options(cfg.to_dict(), options)
     _check_effects(variables, options, values)
-    cfg = RunConfig(values, cfg_text=cfg.text, filename=str(path), env_variables=cfg.env_variables)
+    # yapf would take a second for every log, dump and checkpoint.
+    cfg = Config(
+        values, cfg_text=cfg.text, filename=str(path), env_variables=cfg.env_variables, format_python_code=False
+    )
     for package in _SCOPE_PACKAGES.get(cfg.get("default_scope", ""), ()):
         require(package, "requirements/mm.txt")
     if cfg.get("custom_imports"):

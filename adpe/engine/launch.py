@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import os
 import signal
@@ -20,7 +21,6 @@ from adpe.engine.effective_batch import apply_effective_batch
 from adpe.engine.hooks.checkpointing import STOPPING, latest_checkpoint, read_training_checkpoint
 from adpe.engine.hooks.defaults import complete_hooks, complete_visualizer
 from adpe.engine.hooks.recording import config_sha256
-from adpe.engine.mmengine_internals import RunConfig
 from adpe.engine.options.conflicts import check_command_line, check_length, check_runner
 from adpe.engine.precision import request_precision, settle_precision
 from adpe.engine.processes import check_launcher, join, lock_work_dir, lost_process, unlock_work_dirs
@@ -155,7 +155,7 @@ def train(args: argparse.Namespace) -> AdPERunner:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     request_precision(cfg, args.amp)
     complete_visualizer(cfg)
-    source = RunConfig(cfg.to_dict(), cfg_text=cfg.text, filename=str(cfg.filename))
+    source = copy.deepcopy(cfg)
     seed = _find_resumed(cfg, args.resume)
     if seed is not None and seed != cfg.randomness.seed:
         # The order of the data and the crops follow from it, and whatever else the config computes from it.

@@ -4,29 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 from mmengine.config import Config
 from mmengine.hooks import CheckpointHook
 from mmengine.optim import OptimWrapperDict
 from mmengine.registry import Registry
-
-
-class RunConfig(Config):
-    """A config that is laid out by yapf once, not anew in every log, dump and checkpoint (seconds each)."""
-
-    _laid_out: ClassVar[dict[str, str]] = {}
-
-    @property
-    def pretty_text(self) -> str:
-        """As mmengine's."""
-        plain = Config(self.to_dict(), format_python_code=False).pretty_text
-        known = type(self)._laid_out
-        if plain not in known:
-            if len(known) >= 8:
-                known.pop(next(iter(known)))
-            known[plain] = super().pretty_text
-        return known[plain]
 
 
 def is_lazy_config(path: str | Path) -> bool:

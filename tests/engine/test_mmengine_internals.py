@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import json
 from pathlib import Path
@@ -19,7 +18,6 @@ from torch import nn
 
 from adpe.engine.mmengine_internals import (
     CascadeStages,
-    RunConfig,
     StepCheckpointHook,
     accumulation,
     between_steps,
@@ -163,16 +161,3 @@ def test_mmdets_cascade_passes_through_the_methods_that_are_replaced() -> None:
     for caller in ("bbox_loss", "mask_loss", "predict_bbox"):
         used = inspect.getsource(getattr(heads.CascadeRoIHead, caller))
         assert any(f"self.{name}(" in used for name in ("_bbox_forward", "_mask_forward", "_refine_roi")), caller
-
-
-def test_a_config_is_laid_out_once_and_as_by_mmengine(tmp_path: Path) -> None:
-    values = {"model": {"type": "A", "widths": [1, 2, 3], "names": {"a-b": None}}, "words": "x" * 90, "lr": 1e-4}
-    cfg, theirs = RunConfig(values), Config(values)
-    assert cfg.pretty_text == theirs.pretty_text and cfg.pretty_text is copy.deepcopy(cfg).pretty_text
-    cfg.dump(tmp_path / "a.py")
-    assert Config.fromfile(tmp_path / "a.py").to_dict() == values
-    cfg.model.widths = [1, 2, 4]
-    assert cfg.pretty_text != theirs.pretty_text
-    for number in range(9):
-        assert f"lr = {number}" in RunConfig({"lr": number}).pretty_text
-    assert len(RunConfig._laid_out) <= 8
