@@ -85,7 +85,12 @@ def victim(process: subprocess.Popen[bytes], training: Training, chance: random.
 
 
 def kill_once(
-    process: subprocess.Popen[bytes], training: Training, work_dir: Path, log: Path, chance: random.Random, spread: float
+    process: subprocess.Popen[bytes],
+    training: Training,
+    work_dir: Path,
+    log: Path,
+    chance: random.Random,
+    spread: float,
 ) -> bool:
     """Kill a process of the training at a random moment; False if the training ended first.
 

@@ -34,7 +34,12 @@ def detector(name: str, backbone: str) -> Any:
     if backbone != "AdPEViT":
         cfg.model.backbone = {"type": "AdPETimmBackbone", "name": backbone, **TIMM[backbone]}
         channels = list(MODELS.build(cfg.model.backbone).channels)
-        cfg.model.neck = {"type": "FPN", "in_channels": channels, "out_channels": narrow_configs.CHANNELS, "num_outs": 5}
+        cfg.model.neck = {
+            "type": "FPN",
+            "in_channels": channels,
+            "out_channels": narrow_configs.CHANNELS,
+            "num_outs": 5,
+        }
     torch.manual_seed(0)
     with DefaultScope.overwrite_default_scope("mmdet"):
         return MODELS.build(cfg.model).eval()
