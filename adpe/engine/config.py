@@ -20,7 +20,7 @@ from adpe.config_names import is_config, known_configs
 from adpe.engine.mmengine_internals import failed_build
 from adpe.engine.options.paths import check_option, deletions_first, places, put, suggest
 from adpe.engine.options.variables import Variables, find_sources
-from adpe.engine.start import settle_start
+from adpe.engine.settings.start import settle_start
 from adpe.errors import UserError, require
 from adpe.files import ROOT
 
@@ -53,7 +53,7 @@ def read_config(path: str | Path, options: dict[str, Any] | None = None) -> Conf
     A variable at the top level that a config assigns anew over a base takes effect in the base, and an option that
     names a variable, or a value inside one, where the variable is assigned: everything computed from it follows. Other
     options replace values in the finished config. What an encoder leaves to the checkpoint that it starts from is
-    filled in (:mod:`adpe.engine.start`).
+    filled in (:mod:`adpe.engine.settings.start`).
 
     Args:
         path: a config. Reading it executes it.

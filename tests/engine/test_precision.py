@@ -18,7 +18,7 @@ from trainable import batch, trainable
 
 import adpe.engine  # noqa: F401  registers, and guards mmcv's operators
 from adpe.engine.launch import train_main
-from adpe.engine.precision import (
+from adpe.engine.settings.precision import (
     WORTHWHILE,
     AdPEAutocastOptimWrapper,
     bfloat16_speed,

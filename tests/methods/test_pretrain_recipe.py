@@ -26,7 +26,7 @@ from adpe.checkpoints.loading import describe_encoder
 from adpe.config_names import NAMES
 from adpe.data.multicrop import MultiCrop
 from adpe.engine import launch
-from adpe.engine.effective_batch import apply_effective_batch
+from adpe.engine.settings.effective_batch import apply_effective_batch
 from adpe.errors import UserError
 from adpe.methods.adversary import CoordinateAdversary, MaskTokenAdversary, OffsetAdversary, RelativeEmbeddingAdversary
 

@@ -18,7 +18,7 @@ from mmengine.registry import DATASETS, MODELS, DefaultScope
 from torch import nn
 from trainable import batch, trainable
 
-from adpe.engine.effective_batch import apply_effective_batch
+from adpe.engine.settings.effective_batch import apply_effective_batch
 
 
 @pytest.mark.parametrize("name", [*ADE20K, *COCO])
