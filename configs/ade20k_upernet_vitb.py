@@ -10,7 +10,7 @@ Differs from mmseg's MAE: no BEiT-style relative bias, no LayerScale (there init
 effect; 0.1 is the default of mmseg's class, not its MAE), since neither MAE nor AdPE pretrains with them: --cfg-options
 model.backbone.use_rel_pos_bias=True model.backbone.init_values=1.0 gives mmseg's encoder (with a checkpoint, name what
 it lacks: model.backbone.init_cfg.allow_missing='["blocks.*.ls?.gamma","blocks.*.relative_position_bias_table"]').
-Cost: not measured (mmseg: 9.96 GB for 2 images a GPU on V100).
+Cost: not measured (mmseg: 9.96 GB for 2 images per GPU on V100).
 Command: tools/dist_train.sh configs/ade20k_upernet_vitb.py 8 --cfg-options pretrained=ENCODER
 """
 

@@ -1,7 +1,7 @@
 """Cascade Mask R-CNN with ViT-L on COCO in ViTDet's recipe, 1024 x 1024, 100 epochs of batch 64.
 
 Reproduces: ViTDet, 57.6 box AP and 50.0 mask AP (detectron2 projects/ViTDet, MAE weights).
-Cost: not measured here; about 2,110 A100 hours as published (0.643 s an image and GPU, 22.3 GB).
+Cost: not measured here; about 2,110 A100 hours as published (0.643 s per image and GPU, 22.3 GB).
 Command: tools/dist_train.sh configs/coco_cascade_maskrcnn_vitl.py 8 --cfg-options pretrained=ENCODER
 """
 

@@ -4,7 +4,7 @@ Reproduces: ViTDet, 51.6 box AP and 45.9 mask AP (detectron2 projects/ViTDet, MA
 seeds 0.10 AP for ViT-B).
 AdPE, 53.5 / 46.5 *implied* by its abstract (+3.2 / +1.6 over MAE's 50.3 / 44.9, which is Mask R-CNN) while its
 repository trains Cascade Mask R-CNN: compare methods under the same detector.
-Cost: not measured here; about 1,030 A100 hours as published (0.314 s an image and GPU, 10.9 GB).
+Cost: not measured here; about 1,030 A100 hours as published (0.314 s per image and GPU, 10.9 GB).
 Command: tools/dist_train.sh configs/coco_maskrcnn_vitb.py 8 --cfg-options pretrained=ENCODER
 """
 

@@ -1,7 +1,7 @@
 """Mask R-CNN with ViT-L on COCO in ViTDet's recipe, 1024 x 1024, 100 epochs of batch 64.
 
 Reproduces: ViTDet, 55.5 box AP and 49.2 mask AP (detectron2 projects/ViTDet, MAE weights).
-Cost: not measured here; about 1,980 A100 hours as published (0.603 s an image and GPU, 20.9 GB).
+Cost: not measured here; about 1,980 A100 hours as published (0.603 s per image and GPU, 20.9 GB).
 Command: tools/dist_train.sh configs/coco_maskrcnn_vitl.py 8 --cfg-options pretrained=ENCODER
 """
 

@@ -24,7 +24,7 @@ GOLDENS = Path(__file__).resolve().parents[1] / "tests" / "goldens"
 
 
 def table(results: list[CaseResult]) -> Table:
-    """One row a case: its largest relative errors, red past the tolerance, and what was not compared."""
+    """One row per case: its largest relative errors, red past the tolerance, and what was not compared."""
     tolerances = {name: result.tolerances[name] for result in results for name in result.errors}
     columns = [f"{name}\n<= {tolerance:g}" for name, tolerance in tolerances.items()]
     out = Table("case", *columns, "", "remark", box=box.SIMPLE_HEAD, pad_edge=False)

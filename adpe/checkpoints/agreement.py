@@ -1,4 +1,4 @@
-"""Options of an encoder held against what its checkpoint says: filled in where silent, refused where they differ."""
+"""Options of an encoder checked against its checkpoint: missing ones are filled in, contradictions refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a checkpoint says of its encoder, and what has to be inferred from its tensors where it says nothing."""
+"""What a checkpoint states about its encoder, and what its tensors imply where it states nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names of the parameters of a ViT in every framework, and the ways between them and ours.
+"""Names of the parameters of a ViT in every framework, and conversion from and to ours.
 
 Ours are those of :class:`adpe.MAE`: ``encoder.*`` (timm's ViT names), ``mask_token``, ``decoder.*`` and
 ``adversary.*``. Read: this project, the AdPE reference, MAE, timm's ViT and BEiT, mmpretrain (``VisionTransformer``,

@@ -38,7 +38,7 @@ def settle_positions(
         report: takes what is done, in ``resized``, ``dropped`` and ``inferred``.
 
     Raises:
-        UserError: for a table that cannot be fitted, or that the model has no place for.
+        UserError: for a table that cannot be fitted, or that the model does not have.
     """
     name = f"{prefix}pos_embed"
     _add_class_row(name, state, report)

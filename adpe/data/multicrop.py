@@ -73,7 +73,7 @@ class MultiCrop:
 
     Args:
         size: height and width of the crops in pixels.
-        num_crops: crops an image, K.
+        num_crops: crops per image, K.
         scale: range of the crop's share of the image's area.
         ratio: range of the crop's width over height.
         interpolation: ``"bicubic"`` or ``"bilinear"``, with antialiasing.

@@ -1,4 +1,4 @@
-"""Embedded data: scanned digits over photographs, both from installed packages, so that no download is needed.
+"""Synthetic data: scanned digits over photographs, both from installed packages, so that no download is needed.
 
 The scenes are composed in `adpe.data.composition`. Files written below the root::
 

@@ -1,4 +1,4 @@
-"""The processes of one training or evaluation: joining them, telling which one was lost, and keeping others out.
+"""The processes of one training or evaluation: joining them, naming one that is lost, and locking the work directory.
 
 A wait for another process is bounded by ``env_cfg.dist_cfg.timeout`` (s, default `TIMEOUT`), after which the waiting
 process ends with status 86 and the launcher ends the rest. It has to be longer than what one process does alone while

@@ -54,7 +54,7 @@ class AdPERunner(Runner):
     def build_dataloader(
         dataloader: DataLoader | dict[str, Any], seed: int | None = None, diff_rank_seed: bool = False
     ) -> DataLoader:
-        """As mmengine's; without workers (``num_workers=0``) what is about workers alone is left out."""
+        """As mmengine's; without workers (``num_workers=0``) options of workers are left out."""
         if isinstance(dataloader, dict) and not dataloader.get("num_workers", 0):
             about = {"persistent_workers", "prefetch_factor", "multiprocessing_context"}
             given = sorted(name for name in about if dataloader.get(name))

@@ -6,7 +6,7 @@ file of plain arrays (``numpy.load(..., allow_pickle=False)`` reads it):
 - segmentation: ``images (N,)`` names, ``classes (C,)`` names, ``intersection (N, C)`` and ``union (N, C)`` in pixels;
 - detection: ``images (N,)`` COCO ids, ``classes (K,)`` names and, for each of ``bbox`` and ``segm``, one entry a
   detection, ``<type>/image`` and ``<type>/category`` (indices), ``<type>/score``, ``<type>/matched`` and
-  ``<type>/ignored`` (bit t: at IoU threshold 0.50 + 0.05 t), and one entry an image and category that has objects,
+  ``<type>/ignored`` (bit t: at IoU threshold 0.50 + 0.05 t), and one entry per image and category that has objects,
   ``<type>/truth_image``, ``<type>/truth_category``, ``<type>/truth_count``;
 - classification: ``images (N,)`` names, ``classes (C,)`` names, ``label``, ``prediction`` and ``rank (N,)``, classes
   that stood before the label's.

@@ -1,4 +1,4 @@
-"""Metrics that are not rounded in the place of mmseg's and mmdet's own, in every config."""
+"""Unrounded metrics in place of mmseg's and mmdet's own, in every config."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which published rows the suites claim to reproduce, and whether the records bear it out.
+"""Which published rows the suites claim to reproduce, and whether the records confirm it.
 
 A claim is of the suite's own runs: its protocol, start, length of pretraining and seeds. What comes near is told apart
 from what was not run, with what differs.

@@ -121,7 +121,7 @@ class MaskTokenAdversary(Adversary):
 
 
 class CoordinateAdversary(Adversary):
-    """Absolute positions, coordinate mode: masked patches claim to stand at ``(column + a0, row + a1)``."""
+    """Absolute positions, coordinate mode: masked patches are encoded at ``(column + a0, row + a1)``."""
 
     def __init__(self, norm: Norm | None = None, epsilon: float | None = None) -> None:
         super().__init__(norm, epsilon)

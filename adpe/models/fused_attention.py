@@ -1,4 +1,4 @@
-"""Exact softmax attention by the quickest way a device has, without the (N, N) matrix where that can be.
+"""Exact softmax attention by the fastest kernel of a device, without the (N, N) matrix where possible.
 
 torch's fused kernels take no relative term but a whole (B, H, N, N) mask, and none that learns on the CPU. Two kinds of
 relative terms are small enough to stay out of memory: decomposed ones, a number for every query and row or column of

@@ -1,4 +1,4 @@
-"""Kinds of options of the encoder, and which of them do not go together."""
+"""Options of the encoder, and the combinations that are refused."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def check_shapes(
     if embed_dim % num_heads or embed_dim % 4:
         raise ValueError(f"embed_dim {embed_dim} must be divisible by 4 and by num_heads {num_heads}.")
     if window_size and class_token:
-        raise ValueError(f"window_size={window_size} needs class_token=False: windows have no place for it.")
+        raise ValueError(f"window_size={window_size} needs class_token=False: window attention takes patches only.")
     bad = [i for i in global_attn_indexes if not 0 <= i < depth]
     if window_size < 0 or bad or (global_attn_indexes and not window_size):
         raise ValueError(

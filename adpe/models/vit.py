@@ -51,8 +51,8 @@ class VisionTransformer(nn.Module):
         num_classes: 0 for features; otherwise the mean of the patch tokens, `fc_norm` and a linear `head` (std 2e-5)
             replace the final norm, as in MAE's fine-tuning.
         grad_checkpointing: recompute every block in the backward pass instead of keeping its activations.
-        class_token: have one. Windows have no place for it: ViTDet drops it, and so does ``class_token=False``;
-            nothing else changes its name, and a learned `pos_embed` keeps the class token's row, unused.
+        class_token: whether to prepend a class token; must be False with window attention, as in ViTDet. No other
+            parameter changes its name without it, and a learned `pos_embed` keeps the class token's row, unused.
         pos_embed_resize: how a table of another grid is fitted, see :mod:`adpe.models.resampling`. None is "bicubic";
             but a fixed table of an encoder that knows of no pretraining is made for the grid at hand ("recompute").
         pretrain_img_size: pixels, or (height, width), of pretraining, whose sine-cosine table is resampled. None takes

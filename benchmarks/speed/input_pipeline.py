@@ -58,7 +58,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=5.0, help="CPU time for each method (default: 5)")
     parser.add_argument("--limit", type=int, default=200, help="distinct images, spread over the source (default: 200)")
     parser.add_argument("--size", type=int, default=112, help="crop size in pixels (default: 112)")
-    parser.add_argument("--crops", type=int, default=4, help="crops an image (default: 4)")
+    parser.add_argument("--crops", type=int, default=4, help="crops per image (default: 4)")
     parser.add_argument("--interpolation", choices=["bicubic", "bilinear"], default="bicubic")
     arguments = parser.parse_args()
     pin_to_one_core()

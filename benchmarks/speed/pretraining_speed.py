@@ -185,7 +185,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("pretrain", help="training steps of every pretraining method")
-    command.add_argument("--images", type=int, default=8, help="images a batch (default: 8)")
+    command.add_argument("--images", type=int, default=8, help="images per batch (default: 8)")
     command.add_argument("--crops", type=int, default=4, help="crops an image (default: 4)")
     command.add_argument("--size", type=int, default=112, help="pixels of a crop (default: 112)")
     command.add_argument("--compile", action="store_true", help="also our blocks through torch.compile")

@@ -8,7 +8,7 @@ head (mmdet's own cascade samples anew in each stage, drops the ground truth, av
 _base_ = "./coco_maskrcnn.py"
 
 featmap_strides = [4, 8, 16, 32]
-# One entry a stage: IoU from which a box is positive, and the standard deviations of its targets.
+# One entry per stage: IoU from which a box is positive, and the standard deviations of its targets.
 stages = [(0.5, [0.1, 0.1, 0.2, 0.2]), (0.6, [0.05, 0.05, 0.1, 0.1]), (0.7, [1 / 30, 1 / 30, 1 / 15, 1 / 15])]
 sampler = dict(type="RandomSampler", num=512, pos_fraction=0.25, add_gt_as_proposals=True)
 model = dict(

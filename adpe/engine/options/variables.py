@@ -4,7 +4,7 @@ In mmengine's configs a base is executed before its child: what it computes from
 that assigns one of them anew, nor a command line. Here both take effect where the variable is assigned.
 
 The configs of mmseg, mmdet and mmpretrain assign names anew that their bases are not meant to follow; they are read
-as mmengine reads them. A config of one's own over them reaches the variables that it does not itself use.
+as mmengine reads them. A config of your own over them reaches the variables that it does not itself use.
 """
 
 from __future__ import annotations
@@ -180,7 +180,7 @@ class _Options:
             try:
                 value = put(value, option.split(".")[1:], copy.deepcopy(new))
             except KeyError:
-                continue  # told of when the option is put into the finished config
+                continue  # reported when the option is put into the finished config
         return value
 
 

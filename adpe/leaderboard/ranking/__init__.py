@@ -3,7 +3,7 @@
 A row is one method, start and point of a sweep under one protocol on one data set; its seeds are averaged. Rows of
 different protocols (`adpe.leaderboard.protocol`) stand in the same table only under different protocol letters, are
 ranked apart and never averaged; what a method changes in the protocol of its task stands in its row. Nothing that was
-recorded disappears in silence: what cannot be averaged is named in `Leaderboard.problems`, and the cells it concerns
+recorded is dropped silently: what cannot be averaged is named in `Leaderboard.problems`, and the cells it concerns
 carry the number of that sentence.
 """
 

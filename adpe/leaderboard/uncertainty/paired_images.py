@@ -81,7 +81,7 @@ def compare_images(
 
 
 class _AveragePrecision:
-    """COCO's AP at IoU 0.50:0.95 in percent, over all areas and at most 100 detections an image and category.
+    """COCO's AP at IoU 0.50:0.95 in percent, over all areas and at most 100 detections per image and category.
 
     An image that is drawn twice counts twice: every detection weighs as often as its image was drawn, which gives what
     pycocotools' accumulate would on the repeated list.
