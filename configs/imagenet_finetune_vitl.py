@@ -12,21 +12,7 @@ Command: tools/dist_train.sh configs/imagenet_finetune_vitl.py 8 --cfg-options p
 _base_ = "./_base_/imagenet_finetune.py"
 
 epochs = 50
-warmup_epochs = 5
 blr = 1e-3
-lr = blr * _base_.effective_batch / 256
 model = dict(model="adpe_vit_large_patch16", drop_path_rate=0.2)
 train_dataloader = dict(batch_size=32)
-optim_wrapper = dict(optimizer=dict(lr=lr), paramwise_cfg=dict(layer_decay_rate=0.75))
-param_scheduler = [
-    dict(type="LinearLR", start_factor=1e-8, begin=0, end=warmup_epochs, convert_to_iter_based=True),
-    dict(
-        type="CosineAnnealingLR",
-        eta_min_ratio=1e-6 / lr,
-        begin=warmup_epochs,
-        end=epochs,
-        T_max=epochs - warmup_epochs,
-        convert_to_iter_based=True,
-    ),
-]
-train_cfg = dict(max_epochs=epochs, val_interval=max(1, epochs // 10))
+optim_wrapper = dict(paramwise_cfg=dict(layer_decay_rate=0.75))
