@@ -30,9 +30,9 @@ setup:
 demo: setup
 	$(run) tools/demo.py $(if $(DATA_ROOT),--data-root "$(DATA_ROOT)") $(ARGS)
 
-# A process for each core; four do for what the slowest tests take.
+# A process more than cores, since tests of killed and stopped runs wait; four do for what the slowest tests take.
 test: setup
-	$(run) -m pytest -n auto --maxprocesses 4 $(ARGS)
+	$(run) -m pytest -n $$(($$(nproc) + 1)) --maxprocesses 4 --dist loadgroup $(ARGS)
 
 lint: setup
 	$(run) -m ruff check .

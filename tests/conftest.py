@@ -19,5 +19,10 @@ def no_visualizer_of_an_earlier_test() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Quick tests first: what a slow test would find is mostly found by them."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+    """Quick tests first: what a slow test would find is mostly found by them; of the slow ones the longest first."""
+
+    def seconds(item: pytest.Item) -> float:
+        mark = item.get_closest_marker("slow")
+        return 0.0 if mark is None else -(mark.args[0] if mark.args else 10.0)
+
+    items.sort(key=lambda item: (seconds(item) != 0, seconds(item)))

@@ -2,9 +2,7 @@
 
 from adpe.data import classification as _classification  # noqa: F401
 from adpe.data import dataset as _dataset  # noqa: F401
-from adpe.engine import precision as precision
 from adpe.engine import pretraining as pretraining
-from adpe.engine import reproducible as reproducible
 from adpe.engine import runner as runner
 from adpe.engine.hooks import checkpointing as checkpointing
 from adpe.engine.hooks import guards as guards
@@ -15,6 +13,8 @@ from adpe.engine.optim import formula_scheduler as formula_scheduler
 from adpe.engine.optim import lars as lars
 from adpe.engine.optim import layer_decay_constructor as layer_decay_constructor
 from adpe.engine.optim import pretraining_constructor as pretraining_constructor
+from adpe.engine.resuming import reproducible as reproducible
+from adpe.engine.settings import precision as precision
 from adpe.evaluations import accuracy as _accuracy  # noqa: F401
 from adpe.evaluations import classification as _evaluation  # noqa: F401
 from adpe.evaluations import frozen_features as _frozen_features  # noqa: F401

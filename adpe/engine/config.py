@@ -16,10 +16,11 @@ from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from mmengine.utils import import_modules_from_strings
 
+from adpe.config_names import is_config, known_configs
 from adpe.engine.mmengine_internals import failed_build
 from adpe.engine.options.paths import check_option, deletions_first, places, put, suggest
 from adpe.engine.options.variables import Variables, find_sources
-from adpe.engine.start import settle_start
+from adpe.engine.settings.start import settle_start
 from adpe.errors import UserError, require
 from adpe.files import ROOT
 
@@ -36,11 +37,14 @@ _SCOPE_PACKAGES = {"mmseg": ("mmcv", "mmseg"), "mmdet": ("mmcv", "mmdet"), "mmpr
 
 
 def find_config(path: str | Path) -> Path:
-    """The file of a config by its path, or by its name below configs/: ``pretrain/cifar10_mae``."""
+    """A config by its path, or by its name below configs/: ``pretrain/cifar10_mae``.
+
+    It is a file, or one of the names in :mod:`adpe.config_names`.
+    """
     path = Path(path)
     named = ROOT / "configs" / path
     candidates = (path, ROOT / path, named, named.with_name(f"{named.name}.py"))
-    return next((file for file in candidates if file.is_file()), path)
+    return next((file for file in candidates if is_config(file)), path)
 
 
 def read_config(path: str | Path, options: dict[str, Any] | None = None) -> Config:
@@ -49,7 +53,7 @@ def read_config(path: str | Path, options: dict[str, Any] | None = None) -> Conf
     A variable at the top level that a config assigns anew over a base takes effect in the base, and an option that
     names a variable, or a value inside one, where the variable is assigned: everything computed from it follows. Other
     options replace values in the finished config. What an encoder leaves to the checkpoint that it starts from is
-    filled in (:mod:`adpe.engine.start`).
+    filled in (:mod:`adpe.engine.settings.start`).
 
     Args:
         path: a config. Reading it executes it.
@@ -60,19 +64,21 @@ def read_config(path: str | Path, options: dict[str, Any] | None = None) -> Conf
             variable of a config over bases changes nothing, or the encoder contradicts its checkpoint.
     """
     path = find_config(path)
-    if not path.is_file():
-        root = ROOT / "configs"
-        known = [str(file.relative_to(root.parent)) for file in root.rglob("*.py") if "_base_" not in file.parts]
+    if not is_config(path):
+        known = known_configs()
         names = {Path(name).stem: name for name in known}
         near = difflib.get_close_matches(str(path), known, 3, 0.5)
         near += [names[stem] for stem in difflib.get_close_matches(path.stem, names, 3) if names[stem] not in near]
-        raise UserError(f"config {path} does not exist. " + suggest("Did you mean", near or sorted(known)[:5]))
+        raise UserError(f"config {path} does not exist. " + suggest("Did you mean", near or known[:5]))
     options = dict(options or {})
     variables = Variables(find_sources(path.resolve()), _TOP_LEVEL)
     cfg = variables.read(options)
     values = _with_options(cfg.to_dict(), options)
     _check_effects(variables, options, values)
-    cfg = Config(values, cfg_text=cfg.text, filename=str(path), env_variables=cfg.env_variables)
+    # yapf would take a second for every log, dump and checkpoint.
+    cfg = Config(
+        values, cfg_text=cfg.text, filename=str(path), env_variables=cfg.env_variables, format_python_code=False
+    )
     for package in _SCOPE_PACKAGES.get(cfg.get("default_scope", ""), ()):
         require(package, "requirements/mm.txt")
     if cfg.get("custom_imports"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import os
 import signal
@@ -16,17 +17,17 @@ from mmengine.config import Config, ConfigDict
 
 from adpe.distributed import port_in_use
 from adpe.engine.config import check_files, dicts, mistake_in_config, read_config
-from adpe.engine.effective_batch import apply_effective_batch
 from adpe.engine.hooks.checkpointing import STOPPING, latest_checkpoint, read_training_checkpoint
 from adpe.engine.hooks.defaults import complete_hooks, complete_visualizer
 from adpe.engine.hooks.recording import config_sha256
 from adpe.engine.options.conflicts import check_command_line, check_length, check_runner
-from adpe.engine.precision import request_precision, settle_precision
 from adpe.engine.processes import check_launcher, join, lock_work_dir, lost_process, unlock_work_dirs
-from adpe.engine.reproducible import make_reproducible
 from adpe.engine.resolved_protocol import swept_paths, task_protocol
+from adpe.engine.resuming.reproducible import make_reproducible
 from adpe.engine.runner import AdPERunner
-from adpe.engine.start import settle_start
+from adpe.engine.settings.effective_batch import apply_effective_batch
+from adpe.engine.settings.precision import request_precision, settle_precision
+from adpe.engine.settings.start import settle_start
 from adpe.errors import EXIT_INTERRUPTED, EXIT_LOST, EXIT_MISTAKE, EXIT_PREEMPTED, UserError, print_error
 from adpe.evaluations.unrounded import use_unrounded_metrics
 from adpe.files import atomic_write
@@ -154,7 +155,7 @@ def train(args: argparse.Namespace) -> AdPERunner:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     request_precision(cfg, args.amp)
     complete_visualizer(cfg)
-    source = Config(cfg.to_dict(), filename=str(cfg.filename))
+    source = copy.deepcopy(cfg)
     seed = _find_resumed(cfg, args.resume)
     if seed is not None and seed != cfg.randomness.seed:
         # The order of the data and the crops follow from it, and whatever else the config computes from it.

@@ -15,13 +15,13 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import DataLoader
 
-from adpe.engine.activation_checkpointing import checkpoint_activations
 from adpe.engine.hooks.checkpointing import make_plain, read_training_checkpoint
 from adpe.engine.mmengine_internals import mark_loaded
-from adpe.engine.precision import precision_of
-from adpe.engine.reproducible import position, set_random_state
-from adpe.engine.resumption import Division, Resumption
-from adpe.engine.schedules import fit_schedule
+from adpe.engine.resuming.reproducible import position, set_random_state
+from adpe.engine.resuming.resumption import Division, Resumption
+from adpe.engine.settings.activation_checkpointing import checkpoint_activations
+from adpe.engine.settings.precision import precision_of
+from adpe.engine.settings.schedules import fit_schedule
 from adpe.engine.specifying import specification_of_run
 from adpe.engine.unwrapped import unwrapped
 from adpe.errors import UserError
@@ -70,7 +70,7 @@ class AdPERunner(Runner):
         return built
 
     def build_param_scheduler(self, scheduler: Any) -> Any:
-        """As mmengine's, for trainings of any length: see :func:`adpe.engine.schedules.fit_schedule`."""
+        """As mmengine's, for trainings of any length: see :func:`adpe.engine.settings.schedules.fit_schedule`."""
 
         def fit(node: Any) -> Any:
             if isinstance(node, dict) and "type" not in node:
@@ -191,7 +191,7 @@ class AdPERunner(Runner):
         """Resume from a training checkpoint of ours or mmengine's: all states and the position in the data.
 
         Raises:
-            UserError: if the checkpoint cannot be continued with this config (`adpe.engine.resumption`).
+            UserError: if the checkpoint cannot be continued with this config (`adpe.engine.resuming.resumption`).
         """
         self.strict_load = True
         self._resumption = Resumption(self)

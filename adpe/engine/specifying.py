@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from adpe.engine.hooks.recording import config_sha256
-from adpe.engine.start import normalisation
+from adpe.engine.settings.start import normalisation
 from adpe.engine.unwrapped import unwrapped
 from adpe.files import ROOT
 from adpe.methods.base import PretrainingMethod

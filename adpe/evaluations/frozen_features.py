@@ -12,7 +12,7 @@ from mmengine.registry import FUNCTIONS, HOOKS
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from adpe.engine.reproducible import AdPESeededDataset
+from adpe.engine.resuming.reproducible import AdPESeededDataset
 from adpe.engine.unwrapped import unwrapped
 from adpe.errors import UserError
 

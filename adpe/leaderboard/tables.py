@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from adpe.leaderboard.protocol import plain
-from adpe.leaderboard.ranking import OURS, Cell, Leaderboard, Row, Table
+from adpe.leaderboard.ranking import Leaderboard
+from adpe.leaderboard.ranking.rows import OURS, Cell, Row, Table
 from adpe.leaderboard.tasks import metric_of
 from adpe.leaderboard.uncertainty.seeds import describe_interval
 

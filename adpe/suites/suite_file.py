@@ -28,12 +28,12 @@ from __future__ import annotations
 import difflib
 import itertools
 import math
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from adpe.config_names import is_config, known_configs
 from adpe.errors import UserError
 from adpe.files import ROOT
 from adpe.leaderboard.published import read_published, read_yaml
@@ -140,10 +140,8 @@ def _seeds(value: Any, where: str) -> tuple[int, ...]:
 
 
 def _config(value: Any, where: str) -> str:
-    if not isinstance(value, str) or not value.endswith(".py") or not os.path.isfile(ROOT / value):
-        files = (ROOT / "configs").rglob("*.py")
-        known = [str(file.relative_to(ROOT)) for file in files if "_base_" not in file.parts]
-        near = difflib.get_close_matches(str(value), known, 3, 0.5)
+    if not isinstance(value, str) or not value.endswith(".py") or not is_config(ROOT / value):
+        near = difflib.get_close_matches(str(value), known_configs(), 3, 0.5)
         hint = f" Did you mean {', '.join(near)}?" if near else ""
         raise UserError(f"{where}: config {value!r} does not exist.{hint}")
     return value

@@ -1,18 +1,25 @@
-"""The pretraining recipe of MAE+ and AdPE (arXiv 2303.07598 and the commands of its repository), without its length.
+"""The pretraining recipe of MAE+ and AdPE (arXiv 2303.07598 and the commands of its repository).
 
-Four random resized crops of 112 pixels an image, 0.75 of the patches hidden, pixels normalised per patch; AdamW for
-both players, the learning rate by images and not by crops, 1.5e-4 x images / 256; bfloat16.
+Four random resized crops of 112 pixels per image, 0.75 of the patches hidden, pixels normalised per patch; AdamW for
+both players, the learning rate by images and not by crops, 1.5e-4 x images / 256: a linear warm-up from 0, then half a
+cosine to 0, by iteration; bfloat16.
 """
 
 _base_ = "./runtime.py"
 
 data_root = "data/imagenet/train"
+position = "absolute"  # or "relative"
+adversary = None  # or "embedding", "coordinate"
+epochs = 1600
+warmup_epochs = 20 if epochs <= 400 else 40
 effective_batch = 4096
 lr = 1.5e-4 * effective_batch / 256
 adversary_lr = 1.5e-4 * effective_batch / 256
 model = dict(
     type="AdPEPretraining",
     model="adpe_vit_base_patch16",
+    position=position,
+    adversary=adversary,
     mask_ratio=0.75,
     norm_pix_loss=True,
     # The reference's defaults: the adversary is free. The paper's choice is in a table that is not public.
@@ -43,9 +50,33 @@ optim_wrapper = dict(
     optimizer=dict(type="AdamW", lr=lr, betas=(0.9, 0.95), weight_decay=0.05, fused=True),
     paramwise_cfg=dict(adversary_lr=adversary_lr),
 )
+# start_factor: LinearLR multiplies step by step and cannot leave 0.
+param_scheduler = [
+    dict(type="LinearLR", start_factor=1e-8, begin=0, end=warmup_epochs, convert_to_iter_based=True),
+    dict(
+        type="CosineAnnealingLR",
+        eta_min=0.0,
+        begin=warmup_epochs,
+        end=epochs,
+        T_max=epochs - warmup_epochs,
+        convert_to_iter_based=True,
+    ),
+]
+train_cfg = dict(by_epoch=True, max_epochs=epochs)
 custom_hooks = [
     dict(type="AdPEEpochHook"),
     dict(type="AdPEVisualizationHook", interval=10),
     dict(type="AdPEExportHook"),
 ]
-record = dict(method="MAE+", task="pretrain", dataset="ImageNet-1k", start="random")
+record = dict(
+    method=(
+        f"AdPE {'APE' if position == 'absolute' else 'RPE'} {adversary}"
+        if adversary
+        else "MAE+"
+        if position == "absolute"
+        else "MAE+ RPE"
+    ),
+    task="pretrain",
+    dataset="ImageNet-1k",
+    start="random",
+)

@@ -1,6 +1,6 @@
 """The pretraining recipe at the size of CIFAR-10: ViT-Tiny on patches of 4 pixels, for one CPU or GPU.
 
-Kept of the published recipe: masking, targets, optimiser, 4 crops an image, and crops of fewer patches than the image
+Kept of the published recipe: masking, targets, optimiser, 4 crops per image, and crops of fewer patches than the image
 has (24 pixels, 6 x 6 patches, of 8 x 8; published 7 x 7 of 14 x 14). Changed: crops take at least 0.2 of the image's
 area instead of 0.08 (less is 9 pixels wide, blown up), a decoder of 4 blocks, learning rate, batch and length;
 bfloat16 or float32, whichever is measured to be faster at start. The images are read from the archive, which is
@@ -18,21 +18,10 @@ adversary_lr = 1e-3
 precision = "auto"
 model = dict(model="adpe_vit_tiny_patch4", img_size=32, decoder_embed_dim=192, decoder_depth=4, decoder_num_heads=3)
 train_dataloader = dict(
+    batch_size=128,
     num_workers=2,
     pin_memory=False,
     dataset=dict(source=data_root, split="train", crops=dict(size=24, scale=(0.2, 1.0))),
 )
 optim_wrapper = dict(type="OptimWrapper", optimizer=dict(lr=lr), paramwise_cfg=dict(adversary_lr=adversary_lr))
-param_scheduler = [
-    dict(type="LinearLR", start_factor=1e-8, begin=0, end=warmup_epochs, convert_to_iter_based=True),
-    dict(
-        type="CosineAnnealingLR",
-        eta_min=0.0,
-        begin=warmup_epochs,
-        end=epochs,
-        T_max=epochs - warmup_epochs,
-        convert_to_iter_based=True,
-    ),
-]
-train_cfg = dict(by_epoch=True, max_epochs=epochs)
 record = dict(dataset="CIFAR-10")

@@ -1,6 +1,6 @@
 """The pretraining recipe for a folder or archive of small photographs: ViT-Tiny on patches of 16, for one CPU or GPU.
 
-Kept of the published recipe: 4 crops of 112 pixels an image, masking, targets, optimiser. Changed: ViT-Tiny, a decoder
+Kept of the published recipe: 4 crops of 112 pixels per image, masking, targets, optimiser. Changed: ViT-Tiny, a decoder
 of 4 blocks and width 192, learning rate, batch and length; crops take at least 0.2 of the image's area, since the
 photographs are hardly larger than a crop; bfloat16 or float32, whichever is measured to be faster at start.
 """
@@ -19,16 +19,4 @@ train_dataloader = dict(
     batch_size=64, num_workers=2, pin_memory=False, dataset=dict(source=data_root, crops=dict(scale=(0.2, 1.0)))
 )
 optim_wrapper = dict(type="OptimWrapper", optimizer=dict(lr=lr), paramwise_cfg=dict(adversary_lr=adversary_lr))
-param_scheduler = [
-    dict(type="LinearLR", start_factor=1e-8, begin=0, end=warmup_epochs, convert_to_iter_based=True),
-    dict(
-        type="CosineAnnealingLR",
-        eta_min=0.0,
-        begin=warmup_epochs,
-        end=epochs,
-        T_max=epochs - warmup_epochs,
-        convert_to_iter_based=True,
-    ),
-]
-train_cfg = dict(by_epoch=True, max_epochs=epochs)
 record = dict(dataset="photographs")

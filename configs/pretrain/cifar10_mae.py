@@ -1,4 +1,4 @@
-"""MAE, one crop of 32 pixels an image, ViT-Tiny on CIFAR-10.
+"""MAE, one crop of 32 pixels per image, ViT-Tiny on CIFAR-10.
 
 Reproduces: no published number; the recipe is _base_/pretrain_cifar10.py, the published one scaled down.
 Cost: not measured.

@@ -1,4 +1,4 @@
-"""MAE, one crop of 112 pixels an image, ViT-Tiny on small photographs.
+"""MAE, one crop of 112 pixels per image, ViT-Tiny on small photographs.
 
 Reproduces: no published number; the recipe is _base_/pretrain_photos112.py, the published one scaled down.
 Cost: not measured.

@@ -14,8 +14,8 @@ pytest.importorskip("mmseg")
 from built_configs import config
 from trainable import batch, trainable
 
-from adpe.engine.activation_checkpointing import checkpoint_activations
 from adpe.engine.launch import train_main
+from adpe.engine.settings.activation_checkpointing import checkpoint_activations
 from adpe.errors import UserError
 
 

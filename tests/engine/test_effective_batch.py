@@ -7,9 +7,9 @@ import tiny_training
 import torch
 from mmengine.config import Config
 
-from adpe.engine.effective_batch import apply_effective_batch, divide
 from adpe.engine.hooks.checkpointing import read_training_checkpoint
 from adpe.engine.launch import train_main
+from adpe.engine.settings.effective_batch import apply_effective_batch, divide
 from adpe.errors import UserError
 
 

@@ -10,7 +10,7 @@ import torch
 
 from adpe.engine.hooks.guards import NonFiniteLossError, _image_paths, _plain_batch
 from adpe.engine.launch import train_main
-from adpe.engine.precision import AdPEAutocastOptimWrapper
+from adpe.engine.settings.precision import AdPEAutocastOptimWrapper
 from adpe.errors import UserError
 
 

@@ -68,19 +68,6 @@ def test_two_processes_told_to_stop_save_once_at_the_same_iteration(tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_rank_ends_the_other_and_is_named(tmp_path):
-    path = tiny_training.config(
-        tmp_path, name="dies.py", iterations=100000, interval=100000,
-        extra="custom_hooks = [dict(type='KillHook', at=3, rank=1)]",
-    )  # fmt: skip
-    started = time.time()
-    result = tiny_training.run("dist_train.sh", path, 2, "--work-dir", tmp_path / "dies")
-    assert result.returncode == 128 + 9
-    assert "error: rank 1 failed (SIGKILL); the other processes were ended." in result.stderr
-    assert time.time() - started < 60
-
-
-@pytest.mark.slow
 def test_killed_launcher_leaves_no_process(tmp_path):
     path = tiny_training.config(tmp_path, iterations=100000, interval=100000)
     command = [

@@ -49,7 +49,7 @@ def at_iteration_3(number: int) -> str:
     return f"custom_hooks = [dict(type='KillHook', at=3, rank=1, number={int(number)})]"
 
 
-@pytest.mark.slow
+@pytest.mark.slow(70)
 def test_a_hanging_rank_is_named_by_the_other_which_ends_in_time(tmp_path):
     bounded = f"env_cfg = dict(dist_cfg=dict(timeout={SHORT}))\n{at_iteration_3(signal.SIGSTOP)}"
     status, errors, seconds = train_two(tmp_path, bounded)

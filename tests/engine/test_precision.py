@@ -18,7 +18,7 @@ from trainable import batch, trainable
 
 import adpe.engine  # noqa: F401  registers, and guards mmcv's operators
 from adpe.engine.launch import train_main
-from adpe.engine.precision import (
+from adpe.engine.settings.precision import (
     WORTHWHILE,
     AdPEAutocastOptimWrapper,
     bfloat16_speed,
@@ -45,7 +45,8 @@ def shrunk(name: str) -> tuple[Config, Any]:
                 cfg.model.update(decoder_embed_dim=32, decoder_depth=1, decoder_num_heads=2)
             crops = cfg.train_dataloader.dataset.crops
             if not cfg.model.model.startswith("adpe_"):
-                crops.size, cfg.model.radius = 64, 5
+                crops.size = 64
+                cfg.model.update(radius=5, layers=[1, 1, 1, 1], channels=[8, 16, 16, 32])
             data = {"inputs": torch.randint(0, 256, (2, crops.num_crops, 3, crops.size, crops.size), dtype=torch.uint8)}
             return cfg, data
         if cfg.model.get("mixup_batch"):

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from adpe.engine import launch
 from adpe.engine.hooks.checkpointing import EXIT_PREEMPTED, latest_checkpoint, plain, read_training_checkpoint
 from adpe.engine.launch import train_main
-from adpe.engine.reproducible import (
+from adpe.engine.resuming.reproducible import (
     AdPEBatchSampler,
     AdPESampler,
     AdPESeededDataset,

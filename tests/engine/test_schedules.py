@@ -7,7 +7,7 @@ import json
 import pytest
 from built_configs import EPOCH_LENGTH, schedule
 
-from adpe.engine.schedules import fit_schedule
+from adpe.engine.settings.schedules import fit_schedule
 from adpe.errors import UserError
 
 

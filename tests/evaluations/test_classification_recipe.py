@@ -23,7 +23,7 @@ from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import nn
 from torchvision import transforms
 
-from adpe.engine.effective_batch import apply_effective_batch
+from adpe.engine.settings.effective_batch import apply_effective_batch
 
 # lr = blr x 1024 / 256 with blr 5e-4 (B), 1e-3 (L, H); layer decay; drop path; epochs (MAE's FINETUNE.md)
 FINETUNE = {

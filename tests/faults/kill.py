@@ -85,9 +85,18 @@ def victim(process: subprocess.Popen[bytes], training: Training, chance: random.
 
 
 def kill_once(
-    process: subprocess.Popen[bytes], training: Training, work_dir: Path, log: Path, chance: random.Random
+    process: subprocess.Popen[bytes],
+    training: Training,
+    work_dir: Path,
+    log: Path,
+    chance: random.Random,
+    spread: float,
 ) -> bool:
-    """Kill a process of the training at a random moment; False if the training ended first."""
+    """Kill a process of the training at a random moment; False if the training ended first.
+
+    Args:
+        spread: s after the first iteration, up to which a moment is drawn.
+    """
     moment = chance.choices(["writing", "training", "starting"], [5, 4, 1])[0]
     already = log.stat().st_size
 
@@ -103,7 +112,7 @@ def kill_once(
         wait_until(ended, chance.uniform(0, 8))
     else:
         wait_until(lambda: trains() or ended(), LONGEST)
-        wait_until(ended, chance.uniform(0, 2))
+        wait_until(ended, chance.uniform(0, spread))
     if moment == "writing":
         deadline = time.monotonic() + LONGEST
         while not ended() and not being_written(work_dir) and time.monotonic() < deadline:
@@ -118,7 +127,9 @@ def kill_once(
     return True
 
 
-def run_with_kills(training: Training, data: Path, folder: Path, reference: Path, kills: int, seed: int) -> Killed:
+def run_with_kills(
+    training: Training, data: Path, folder: Path, reference: Path, kills: int, seed: int, spread: float = 2.0
+) -> Killed:
     """Kill a training `kills` times (fewer if it is faster), let it end, and compare it with `reference`."""
     chance = random.Random(seed)
     work_dir, log = folder / "work", folder / "log"
@@ -131,7 +142,7 @@ def run_with_kills(training: Training, data: Path, folder: Path, reference: Path
             earlier = being_written(work_dir)
             process = training.start(data, work_dir, log, *(["--resume"] if leaders else []))
             leaders.append(process.pid)
-            was_killed = done < kills and kill_once(process, training, work_dir, log, chance)
+            was_killed = done < kills and kill_once(process, training, work_dir, log, chance, spread)
             try:
                 status = process.wait(LAUNCHER_ENDS if was_killed else LONGEST)
             except subprocess.TimeoutExpired:

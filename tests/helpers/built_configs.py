@@ -13,10 +13,11 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, PARAM_SCHEDULERS, DefaultScope
 from torch import nn
 
+from adpe.config_names import known_configs
 from adpe.engine.config import read_config
 
 ROOT = Path(__file__).resolve().parents[2]
-CONFIGS = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "configs").rglob("*.py") if "_base_" not in p.parts)
+CONFIGS = known_configs()
 ADE20K = ["configs/ade20k_upernet_vitb.py", "configs/ade20k_upernet_vitl.py"]
 COCO = [name for name in CONFIGS if name.startswith("configs/coco_")]
 CASCADE = [name for name in COCO if "cascade" in name]

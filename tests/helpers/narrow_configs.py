@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 WIDTH = 64  # of the encoder
-CHANNELS = 32  # of the pyramid and the heads
+CHANNELS = 24  # of the pyramid and the heads
 
 
 def detection(side: int, classes: int, *, cascade: bool) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from rich.console import Console
 from scipy import stats
 
 from adpe.errors import UserError
-from adpe.leaderboard.ranking import Leaderboard, Row, Table, build_leaderboard
+from adpe.leaderboard.ranking import Leaderboard, build_leaderboard
+from adpe.leaderboard.ranking.rows import Row, Table
 from adpe.leaderboard.tables import captions, print_terminal, to_csv, to_latex, to_markdown
 
 UPERNET = {"head": "UperNet", "crop": [112, 112], "iterations": 400}

@@ -13,7 +13,8 @@ from adpe.errors import UserError
 from adpe.leaderboard.claims import FAIL, INCOMPLETE, NEAR_MISS, NOT_RUN, PASS, check_claims
 from adpe.leaderboard.compare import compare
 from adpe.leaderboard.protocol import changes, facts, fingerprint, own_settings, protocol_key, words
-from adpe.leaderboard.ranking import Table, build_leaderboard
+from adpe.leaderboard.ranking import build_leaderboard
+from adpe.leaderboard.ranking.rows import Table
 from adpe.leaderboard.records import append_record, read_records
 from adpe.leaderboard.tables import captions, to_csv, to_markdown
 from adpe.suites.expected import expected_protocol

@@ -23,18 +23,23 @@ from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.registry import MODELS, PARAM_SCHEDULERS
 
 from adpe.checkpoints.loading import describe_encoder
+from adpe.config_names import NAMES
 from adpe.data.multicrop import MultiCrop
 from adpe.engine import launch
-from adpe.engine.effective_batch import apply_effective_batch
+from adpe.engine.settings.effective_batch import apply_effective_batch
 from adpe.errors import UserError
 from adpe.methods.adversary import CoordinateAdversary, MaskTokenAdversary, OffsetAdversary, RelativeEmbeddingAdversary
 
 PRETRAIN = ROOT / "configs" / "pretrain"
 # Of the masked autoencoders; other methods have tests of their own.
-TEXTS = {path.stem: path.read_text() for path in PRETRAIN.glob("*.py")}
-AUTOENCODERS = [name for name, text in TEXTS.items() if '"../_base_/' in text and ' method="' not in text]
-PUBLISHED = sorted(name for name in AUTOENCODERS if re.fullmatch(r".*_vit._.*e", name))
-SMALL = sorted(name for name in AUTOENCODERS if name not in PUBLISHED)
+PUBLISHED = sorted(
+    Path(name).stem for name in NAMES if name.startswith("pretrain/") and re.fullmatch(r".*_vit._.*e\.py", name)
+)
+SMALL = sorted(
+    Path(name).stem
+    for name in built_configs.CONFIGS
+    if re.fullmatch(r"configs/pretrain/(cifar10|photos112)_(mae|mae_plus|mae_plus_rpe|adpe_.*)\.py", name)
+)
 SIZES = {"vitb": (768, 12, 12, 16), "vitl": (1024, 24, 16, 16), "vith": (1280, 32, 16, 14)}
 # Position and adversary of every variant.
 VARIANTS = {

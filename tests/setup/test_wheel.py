@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("wheel")]
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -29,7 +30,6 @@ def site(tmp_path_factory) -> Path:
     return folder / "site"
 
 
-@pytest.mark.slow
 def test_the_wheel_has_one_package_with_its_configs(site: Path):
     assert {path.name for path in site.iterdir() if not path.name.endswith(".dist-info")} == {"adpe"}
     shipped = {path.relative_to(ROOT / "configs") for path in (ROOT / "configs").rglob("*.py")}
@@ -39,7 +39,6 @@ def test_the_wheel_has_one_package_with_its_configs(site: Path):
     assert (site / "adpe/leaderboard/html/page.css").is_file()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "status", "words"),
     [

@@ -15,7 +15,8 @@ from adpe.demo.chain import Options, run_demo
 from adpe.errors import UserError
 from adpe.leaderboard.records import file_sha256, read_records
 
-pytestmark = pytest.mark.slow
+# One process runs the chain once for all tests.
+pytestmark = [pytest.mark.slow(90), pytest.mark.xdist_group("chain")]
 
 
 @pytest.fixture(scope="module")

@@ -157,14 +157,14 @@ def test_unknown_suites_and_code_in_yaml(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", sorted(file.stem for file in FOLDER.glob("*.yaml")))
 def test_committed_suites(name: str) -> None:
-    from mmengine.config import Config
+    from adpe.engine.config import read_config
 
     suite = read_suite(name)
     runs = expand(suite, Path("work_dirs/suites") / name)
     assert len({run.name for run in runs}) == len(runs) >= 2 * len(suite.methods) - 1
     for method in suite.methods:
         if method.pretraining:
-            cfg = Config.fromfile(ROOT / method.pretraining, import_custom_modules=False)
+            cfg = read_config(ROOT / method.pretraining)
             assert method.options.get("epochs", cfg.train_cfg.max_epochs) == method.epochs, method.name
             position, adversary = cfg.model.get("position", "absolute"), cfg.model.get("adversary")
             position = method.options.get("model.position", position)

@@ -31,13 +31,13 @@ import adpe
 from adpe.evaluations.classification import AdPEClassifier
 from adpe.evaluations.knn import features, knn_accuracy
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(15)
 COLUMN = 8  # pixels of a patch
 
 # timm's models under mmdet's FPN: options and channels.
 PYRAMIDS: dict[str, tuple[dict[str, Any], list[int]]] = {
     "convnext_atto": ({"depths": (1, 1, 1, 1), "dims": (16, 24, 32, 48)}, [16, 24, 32, 48]),
-    "resnet10t": ({"out_indices": (1, 2, 3, 4)}, [64, 128, 256, 512]),
+    "resnet10t": ({"out_indices": (1, 2, 3, 4), "channels": (16, 32, 48, 64)}, [16, 32, 48, 64]),
 }
 
 
@@ -120,8 +120,8 @@ def model_of(name: str, kind: str | None) -> Any:
 @pytest.mark.parametrize(("name", "count", "lr", "bar"), [
     ("FCOS", 50, 4e-3, 0.4),
     ("RetinaNet", 80, 2e-3, 0.25),
-    ("convnext_atto", 50, 3e-3, 0.45),
-    ("resnet10t", 50, 2e-3, 0.45),
+    ("convnext_atto", 40, 3e-3, 0.45),
+    ("resnet10t", 40, 3e-3, 0.45),
 ])  # fmt: skip
 def test_detectors_and_pyramids(name: str, count: int, lr: float, bar: float) -> None:
     """On the two scenes of training with another column of patches."""

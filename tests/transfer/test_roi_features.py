@@ -34,7 +34,12 @@ def detector(name: str, backbone: str) -> Any:
     if backbone != "AdPEViT":
         cfg.model.backbone = {"type": "AdPETimmBackbone", "name": backbone, **TIMM[backbone]}
         channels = list(MODELS.build(cfg.model.backbone).channels)
-        cfg.model.neck = {"type": "FPN", "in_channels": channels, "out_channels": 32, "num_outs": 5}
+        cfg.model.neck = {
+            "type": "FPN",
+            "in_channels": channels,
+            "out_channels": narrow_configs.CHANNELS,
+            "num_outs": 5,
+        }
     torch.manual_seed(0)
     with DefaultScope.overwrite_default_scope("mmdet"):
         return MODELS.build(cfg.model).eval()
@@ -115,7 +120,7 @@ def test_boxes_are_not_rounded_to_the_maps(dtype: torch.dtype) -> None:
     """Boxes of 1,024 x 1,024 pixels on maps of an FPN under autocast; mmdet's own extractor rounds them to 4 pixels."""
     model = detector("Mask R-CNN", "resnet10t")
     torch.manual_seed(0)
-    maps = [F.avg_pool2d(torch.randn(2, 32, 1024 // s, 1024 // s), 5, 1, 2) for s in STRIDES]
+    maps = [F.avg_pool2d(torch.randn(2, narrow_configs.CHANNELS, 1024 // s, 1024 // s), 5, 1, 2) for s in STRIDES]
     low = [level.to(dtype) for level in maps]
     corners = torch.rand(20, 2) * 800
     boxes = torch.cat([torch.arange(20)[:, None] % 2, corners, corners + 20 + torch.rand(20, 2) * 200], 1)

@@ -18,7 +18,7 @@ from mmengine.registry import DATASETS, MODELS, DefaultScope
 from torch import nn
 from trainable import batch, trainable
 
-from adpe.engine.effective_batch import apply_effective_batch
+from adpe.engine.settings.effective_batch import apply_effective_batch
 
 
 @pytest.mark.parametrize("name", [*ADE20K, *COCO])
@@ -48,10 +48,18 @@ def test_norms_and_mixed_precision(name: str) -> None:
 def test_dtypes_that_the_matrix_products_see(name: str, options: dict, backbone: dict) -> None:
     cfg = config(name, options)
     cfg.model.backbone.update(embed_dim=48, num_heads=4, **backbone)
-    cfg.model.neck.update({"embed_dim" if "ade20k" in name else "in_channels": 48})
     if "ade20k" in name:
+        cfg.model.neck.embed_dim = 48
         cfg.model.decode_head.update(in_channels=[48] * 4, channels=16)
         cfg.model.auxiliary_head.update(in_channels=48, channels=16)
+    else:
+        cfg.model.neck.update(in_channels=48, out_channels=16)
+        cfg.model.rpn_head.update(in_channels=16, feat_channels=16)
+        roi_head = cfg.model.roi_head
+        for head in (roi_head.bbox_head, roi_head.mask_head):
+            head.update(in_channels=16, conv_out_channels=16)
+        roi_head.bbox_head.fc_out_channels = 32
+        roi_head.bbox_roi_extractor.out_channels = roi_head.mask_roi_extractor.out_channels = 16
     model, wrapper = trainable(cfg)
     seen: dict[str, torch.dtype] = {}
     for path, module in model.named_modules():

@@ -15,7 +15,7 @@ from test_adversary import KINDS, autoencoder
 
 import adpe
 from adpe.engine.launch import train_main
-from adpe.engine.reproducible import random_state
+from adpe.engine.resuming.reproducible import random_state
 from adpe.methods.adversary_figures import adversary_scalars, draw_adversary, draw_drift
 from adpe.viz.attention_maps import attention_maps, draw_attention
 from adpe.viz.figures import draw_images, save_png, to_array

@@ -23,7 +23,7 @@ from mmengine.registry import HOOKS
 
 from adpe.checkpoints.reading import DATA_TYPES, LoggedScalar, refuse_bomb
 from adpe.engine.mmengine_internals import StepCheckpointHook, between_steps
-from adpe.engine.reproducible import random_state
+from adpe.engine.resuming.reproducible import random_state
 from adpe.errors import EXIT_PREEMPTED, UserError
 from adpe.files import atomic_write
 

@@ -21,8 +21,8 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
-from adpe.engine.precision import precision_of
 from adpe.engine.resolved_protocol import compared, data_protocol, describe
+from adpe.engine.settings.precision import precision_of
 from adpe.errors import UserError
 from adpe.evaluations.per_image import PerImageStatistics
 from adpe.files import ROOT

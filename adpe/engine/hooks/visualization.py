@@ -10,7 +10,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from torch.utils.data import default_collate
 
-from adpe.engine.reproducible import random_state, set_random_state
+from adpe.engine.resuming.reproducible import random_state, set_random_state
 from adpe.engine.unwrapped import unwrapped
 from adpe.errors import require
 

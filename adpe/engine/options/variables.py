@@ -22,6 +22,8 @@ from typing import Any
 
 from mmengine.config import Config
 
+from adpe.config_names import is_config
+from adpe.config_names import text as text_of
 from adpe.engine.mmengine_internals import is_lazy_config
 from adpe.engine.options.paths import deletions_first, put, suggest
 from adpe.errors import UserError
@@ -116,14 +118,14 @@ def find_sources(path: Path) -> Source:
     if path.suffix != ".py":
         return Source(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = text_of(path)
         tree = ast.parse(_DIRECTORY.sub(lambda _: path.parent.as_posix(), text))
     except (SyntaxError, UnicodeDecodeError) as error:
         if isinstance(error, SyntaxError) and "{{" in text:  # mmengine replaces these before it parses
             return Source(path)
         where = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
         raise UserError(f"config {path}{where} is not valid Python: {error}") from None
-    if is_lazy_config(path):
+    if path.is_file() and is_lazy_config(path):
         return Source(path)
     source = Source(path, tree)
     for statement in tree.body:
@@ -156,7 +158,7 @@ def _base(path: Path, name: str) -> Source | str:
     if "::" in name:
         return name
     file = (path.parent / name).resolve()
-    if not file.is_file():
+    if not is_config(file):
         near = difflib.get_close_matches(file.name, [p.name for p in file.parent.glob("*.py")], 3, 0.7)
         raise UserError(f"config {path}: base {name} does not exist. " + suggest("Did you mean", near))
     return find_sources(file)
@@ -215,7 +217,7 @@ def _write(source: Source, changes: _Changes, folder: Path) -> Path:
     moved = any(
         isinstance(base, Source) and str(base.path) != new for base, new in zip(source.bases, bases, strict=True)
     )
-    if source.tree is None or not (own or moved):
+    if source.tree is None or not (own or moved or not source.path.is_file()):
         return source.path
     token = str(len(_given))
     _given[token] = own

@@ -22,9 +22,9 @@ from mmengine.runner import Runner
 from torch import nn
 
 from adpe.engine.config import read_config
-from adpe.engine.precision import request_precision, settle_precision
 from adpe.engine.resolved_protocol.data import data_description
 from adpe.engine.resolved_protocol.description import as_json, model_description, optimizer_description
+from adpe.engine.settings.precision import request_precision, settle_precision
 from adpe.engine.unwrapped import unwrapped
 from adpe.errors import UserError
 from adpe.evaluations.accuracy import classification_protocol

@@ -21,7 +21,8 @@ from PIL import Image, UnidentifiedImageError
 from adpe.errors import UserError
 from adpe.files import atomic_write
 from adpe.leaderboard.protocol import own_settings, plain
-from adpe.leaderboard.ranking import OURS, Leaderboard, Row, Table
+from adpe.leaderboard.ranking import Leaderboard
+from adpe.leaderboard.ranking.rows import OURS, Row, Table
 from adpe.leaderboard.tables import body, captions, difference_entry, header, is_numeric, value_entry
 from adpe.leaderboard.tasks import metric_of, show_metric
 

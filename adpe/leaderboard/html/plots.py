@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from adpe.leaderboard.html.page import Chart
-from adpe.leaderboard.ranking import OURS, Leaderboard, Row
+from adpe.leaderboard.ranking import Leaderboard
+from adpe.leaderboard.ranking.rows import OURS, Row
 from adpe.leaderboard.records import iterations_of
 from adpe.leaderboard.tasks import metric_of
 

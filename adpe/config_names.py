@@ -1,0 +1,77 @@
+"""Names of configs that are a recipe with some of its options set, such as ``pretrain/mae_vitb_800e``.
+
+Everything that takes the path of a config takes these, as paths below configs/: the command line, suites, and the
+``_base_`` of other configs. There is no file of that path; `text` is what one would hold.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from adpe.files import ROOT
+
+CONFIGS = ROOT / "configs"
+_SIZES = {"vitb": "base", "vitl": "large", "vith": "huge"}
+_VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "mae_plus": ("mae_plus", {}),
+    "mae_plus_rpe": ("mae_plus", {"position": "relative"}),
+    "adpe_ape_embedding": ("adpe", {"adversary": "embedding"}),
+    "adpe_ape_coordinate": ("adpe", {}),
+    "adpe_rpe_embedding": ("adpe", {"position": "relative", "adversary": "embedding"}),
+    "adpe_rpe_coordinate": ("adpe", {"position": "relative"}),
+}
+# Name to recipe and its options, both paths below configs/.
+NAMES: dict[str, tuple[str, dict[str, Any]]] = {
+    **{f"_base_/pretrain_{epochs}e.py": ("_base_/pretrain.py", {"epochs": epochs}) for epochs in (400, 800, 1600)},
+    **{
+        f"pretrain/{variant}_{size}_{epochs}e.py": (
+            f"pretrain/{recipe}.py",
+            {**options, "size": _SIZES[size], "epochs": epochs},
+        )
+        for variant, (recipe, options) in {"mae": ("mae", {}), **_VARIANTS}.items()
+        for size in ("vitb", "vitl")
+        for epochs in ((800, 1600) if variant == "mae" else (400, 1600))
+    },
+    "pretrain/mae_vith_1600e.py": ("pretrain/mae.py", {"size": "huge", "epochs": 1600}),
+    "pretrain/adpe_rpe_coordinate_vith_1600e.py": (
+        "pretrain/adpe.py",
+        {"position": "relative", "size": "huge", "epochs": 1600},
+    ),
+    **{
+        f"pretrain/{data}_{variant}.py": (f"pretrain/{data}_{recipe}.py", options)
+        for data in ("cifar10", "photos112")
+        for variant, (recipe, options) in _VARIANTS.items()
+        if variant != recipe and (data == "cifar10" or variant in ("adpe_ape_coordinate", "adpe_rpe_coordinate"))
+    },
+}
+
+
+def named(path: Path) -> tuple[str, dict[str, Any]] | None:
+    """The recipe and the options that a path of no file stands for."""
+    try:
+        name = path.resolve().relative_to(CONFIGS.resolve()).as_posix()
+    except ValueError:
+        return None
+    return NAMES.get(name)
+
+
+def is_config(path: Path) -> bool:
+    """Whether a path is a file, or the name of a recipe with options."""
+    return path.is_file() or named(path) is not None
+
+
+def text(path: Path) -> str:
+    """The text of a config."""
+    found = None if path.is_file() else named(path)
+    if found is None:
+        return path.read_text(encoding="utf-8")
+    recipe, options = found
+    lines = [f"_base_ = {str(CONFIGS / recipe)!r}", *(f"{name} = {value!r}" for name, value in options.items())]
+    return "\n".join(lines) + "\n"
+
+
+def known_configs() -> list[str]:
+    """Paths of all configs, those of files and of names, relative to the folder that holds configs/."""
+    files = [file.relative_to(CONFIGS).as_posix() for file in CONFIGS.rglob("*.py")]
+    return sorted(f"configs/{name}" for name in {*files, *NAMES} if not name.startswith("_base_"))

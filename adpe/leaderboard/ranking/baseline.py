@@ -1,0 +1,83 @@
+"""The rows of a table against its baseline, and their order."""
+
+from __future__ import annotations
+
+import math
+from itertools import groupby
+
+from adpe.leaderboard.ranking.rows import OURS, Row, Table
+from adpe.leaderboard.tasks import metric_of
+from adpe.leaderboard.uncertainty.seeds import seed_difference
+
+
+def compare_rows(table: Table, baseline: str, confidence: float, problems: list[str]) -> None:
+    """Write into every row of ours its difference to the baseline of its protocol.
+
+    Args:
+        table: whose rows are changed.
+        baseline: a start, a method or a row's name.
+        confidence: coverage of the intervals.
+        problems: sentences on what cannot be compared are appended.
+    """
+    for letter in table.protocols:
+        rows = [row for row in table.rows if row.protocol == letter and row.kind == OURS]
+        candidates = [row for row in rows if baseline in (row.start, row.method, row.name)]
+        under = f"{table.task} on {table.dataset}" + (f", protocol {letter}" if len(table.protocols) > 1 else "")
+        if rows and not candidates and table.task != "pretrain":
+            problems.append(f"{under}: no row {baseline!r} to compare with.")
+        for row in rows:
+            # The points of a sweep may run with fewer seeds than the point that is reported.
+            seeds = {seed for other in rows if other.sweep == row.sweep for seed in other.seeds}
+            if row.cells and row.seeds and seeds - row.seeds:
+                missing = ", ".join(map(str, sorted(seeds - row.seeds)))
+                problems.append(f"{under}, {row.name}: no run for seed {missing}, which other rows have.")
+                for cell in row.cells.values():
+                    cell.notes.append(len(problems))
+            near = [other for other in candidates if other.sweep == row.sweep] or candidates
+            same = [other for other in near if other.method == row.method]
+            reference = near[0] if len(near) == 1 else same[0] if len(same) == 1 else None
+            if reference is None and candidates and row not in candidates:
+                names = ", ".join(other.name for other in near)
+                problems.append(f"{under}, {row.name}: {baseline!r} names {names}; choose one of them as the baseline.")
+            if reference is None:
+                continue
+            row.is_baseline = row is reference
+            row.baseline = reference.name
+            for name, cell in row.cells.items():
+                other = reference.cells.get(name)
+                if row is not reference and cell.values and other is not None and other.values:
+                    cell.difference = seed_difference(cell.values, other.values, confidence)
+
+
+def rank_rows(table: Table) -> None:
+    """Sort the rows by protocol and first metric, ours first; mark the best, and metrics that are 0 in every row."""
+    first = table.metrics[0] if table.metrics else ""
+
+    def order(row: Row) -> tuple[str, bool, float]:
+        summary = row.cells[first].summary if first in row.cells else None
+        sign = -1.0 if metric_of(first).higher_is_better else 1.0
+        return row.protocol, row.kind != OURS, math.inf if summary is None else sign * summary.mean
+
+    # Longer letters (AA) come after Z.
+    table.rows.sort(key=lambda row: (len(row.protocol), *order(row)))
+    for letter, members in groupby(table.rows, key=lambda row: row.protocol):
+        rows = list(members)
+        for name in table.metrics:
+            cells = [row.cells[name] for row in rows if name in row.cells and row.cells[name].summary is not None]
+            if cells and all(_is_nothing(name, cell.summary.mean) for cell in cells if cell.summary):
+                under = f" under protocol {letter}" if len(table.protocols) > 1 else ""
+                zero = f"{0:.{metric_of(name).digits}f}"
+                table.unlearnt.append(f"Nothing was learnt{under}: {metric_of(name).label} is {zero} in every row.")
+                for cell in cells:
+                    cell.difference = None
+            elif len(cells) > 1:
+                choose = max if metric_of(name).higher_is_better else min
+                best = choose(cell.summary.mean for cell in cells if cell.summary)
+                for cell in cells:
+                    cell.is_best = cell.summary is not None and cell.summary.mean == best
+
+
+def _is_nothing(name: str, mean: float) -> bool:
+    """Whether a mean is what a model gets that learnt nothing: 0 to the decimals shown, where higher is better."""
+    metric = metric_of(name)
+    return metric.higher_is_better and float(f"{mean:.{metric.digits}f}") == 0
