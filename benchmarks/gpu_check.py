@@ -204,18 +204,20 @@ def one_step(cfg: Any, setting: Setting) -> Result:
     ]  # fmt: skip
     inputs: Any = groups if isinstance(crops, (list, tuple)) else groups[0]
 
-    def step() -> dict[str, Tensor]:
-        return model.train_step({"inputs": inputs}, optimiser)
+    losses: dict[str, Tensor] = {}
+
+    def step() -> None:
+        losses.update(model.train_step({"inputs": inputs}, optimiser))
 
     step()
     clock = pick_clock(setting.device)
     start = clock()
-    losses = step()
+    step()
     seconds = clock() - start
     values = {name: float(value.detach()) for name, value in losses.items()}
     if not all(np.isfinite(value) for value in values.values()):
         raise RuntimeError(f"a loss is not finite: {values}")
-    memory = peak_memory(lambda: None if step() else None, setting.device)
+    memory = peak_memory(step, setting.device)
     return {"batch": batch, "seconds": seconds, "peak_gib": memory, "loss": values.get("loss")}
 
 
@@ -326,7 +328,7 @@ def run(setting: Setting, stages: list[str], out: Path) -> int:
     with out.open("a") as file:
         for stage in stages:
             start = time.perf_counter()
-            print(f"{stage}: {(STAGES[stage].__doc__ or '').splitlines()[0]}", flush=True)
+            print(f"{stage}: {STAGES[stage].__doc__}", flush=True)
             try:
                 for result in STAGES[stage](setting):
                     line = {
