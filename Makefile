@@ -32,7 +32,7 @@ demo: setup
 
 # A process more than cores, since tests of killed and stopped runs wait; four do for what the slowest tests take.
 test: setup
-	$(run) -m pytest -n $$(($$(nproc) + 1)) --maxprocesses 4 --dist loadgroup $(ARGS)
+	$(run) -m pytest -n $$(($$(nproc) + 1)) --maxprocesses 4 --maxschedchunk 1 $(ARGS)
 
 lint: setup
 	$(run) -m ruff check .

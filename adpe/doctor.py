@@ -196,7 +196,7 @@ def check_package(name: str, steps: dict[str, dict[str, Any]], provided: list[st
     """One package of the chain: installed, importable, and provided by one distribution."""
     if name not in steps:
         if crashed := [other for other in steps if CRASH in steps[other].get("error", "")]:
-            return Check(name, "fault", "not tried", f"mend {crashed[0]} first, which ends the interpreter.")
+            return Check(name, "fault", "not tried", f"fix {crashed[0]} first, which ends the interpreter.")
         return Check(name, "fault", "not installed", reinstall_remedy())
     error = steps[name].get("error")
     broken = [other for other in CHAIN[name] if "found" not in steps.get(other, {})]
@@ -207,7 +207,7 @@ def check_package(name: str, steps: dict[str, dict[str, Any]], provided: list[st
     if error is None:
         return Check(name, "ok", f"{steps[name]['found']}" + (f" ({provided[0]})" if provided else ""))
     if broken:
-        return Check(name, "fault", error, f"mend {broken[0]} first, which {name} imports.")
+        return Check(name, "fault", error, f"fix {broken[0]} first, which {name} imports.")
     if entry := shadowing_path(name):
         return Check(name, "fault", error, f"take {entry} off PYTHONPATH: its {name} hides the installed one.")
     return Check(name, "fault", error, reinstall_remedy())

@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend, told in a sentence instead of a traceback."""
+"""Errors that the user can fix, reported in a sentence instead of a traceback."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def main() -> int:
         print_error(error)
         return 2
     except KeyboardInterrupt:
-        print("\nStopped. The same command goes on where this one stopped.", file=sys.stderr)
+        print("\nStopped. Rerun the same command to resume.", file=sys.stderr)
         return 130
     return 0
 

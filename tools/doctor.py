@@ -64,7 +64,7 @@ def main() -> int:
         print(json.dumps({"ok": runs, "checks": [asdict(check) for check in checks]}, indent=2))
     else:
         show(checks)
-        print("The chain can run." if runs else "The chain cannot run until the faults above are mended.")
+        print("The chain can run." if runs else "The chain cannot run. Fix the errors above.")
     return 0 if runs else 1
 
 

@@ -8,7 +8,7 @@
 
 ImageNet needs an account: FOLDER has ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and, for the classes of the
 validation images, ILSVRC2012_devkit_t12.tar.gz, all from image-net.org. The others are downloaded from their official
-places. After an interruption the same command goes on. `tools/verify_data.py` checks what is there.
+places. After an interruption, rerun the same command to resume. `tools/verify_data.py` checks what is there.
 
 Exit status: 0 done, 2 a mistake in the command line, or a file that cannot be had or is damaged.
 """
@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
         print_error(error)
         return 2
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from here.", file=sys.stderr)
+        print("stopped; rerun the same command to resume.", file=sys.stderr)
         return 2
     return 0
 

@@ -123,7 +123,7 @@ clock() { printf '%d:%02d' $(($1 / 60)) $(($1 % 60)); }
 stop_job() {
   trap - INT TERM HUP
   [[ -z $job ]] || kill -TERM -- "-$job" 2>/dev/null || true
-  printf '\nerror: the set-up was interrupted; the same command goes on where it stopped.\n' >&2
+  printf '\nerror: the set-up was interrupted; rerun the same command to resume.\n' >&2
   exit 130
 }
 

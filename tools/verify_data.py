@@ -6,9 +6,9 @@
     python tools/verify_data.py coco-like FOLDER    # instances_{training,validation}.json, images/{training,validation}
 
 --quick looks at 48 images of each split instead of all. --label-policy says which annotations are wrong: all that are
-not as COCO has them (strict, the default), those that training with label_policy=repair could not mend (it also writes
-the mended JSON and names it), or those that it could not read (report). Exit status: 0 all right, 1 something is wrong,
-2 a mistake in the command line.
+not as COCO has them (strict, the default), those that training with label_policy=repair could not repair (it also
+writes the repaired JSON and names it), or those that it could not read (report). Exit status: 0 all right, 1 something
+is wrong, 2 a mistake in the command line.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ class LoadReport:
         dropped: name in the checkpoint to why it is not needed.
         missing: names of the model that the checkpoint lacks.
         unexpected: names of the checkpoint that the model lacks.
-        new: names that start at random on purpose (a classification head).
+        new: names that are randomly initialised on purpose (a classification head).
         inferred: key of the model's specification to its value, where the checkpoint does not carry it or the model
             differs by choice.
         carried: the checkpoint carries a specification.
@@ -89,7 +89,7 @@ class LoadReport:
             label = "differs" if self.carried else "inferred"
             lines.append(f"  {label:<10}  {said}")
         texts = {
-            "new": (self.new, "start at random, as a new head does"),
+            "new": (self.new, "randomly initialised, as a new head is"),
             "missing": (self.missing, "the checkpoint lacks them"),
             "unexpected": (self.unexpected, "the model lacks them"),
         }

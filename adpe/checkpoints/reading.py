@@ -257,7 +257,7 @@ class _DictCalls(ast.NodeTransformer):
 
 
 def build_model(path: str | Path, model: str | None = None, **options: Any) -> PretrainingMethod | VisionTransformer:
-    """The model that a training checkpoint was made with, at its random start; :func:`adpe.load_checkpoint` loads it.
+    """The model that a training checkpoint was made with, randomly initialised; :func:`adpe.load_checkpoint` loads it.
 
     For an encoder alone, of any file, see :func:`adpe.load_encoder`.
 

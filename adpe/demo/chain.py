@@ -147,7 +147,7 @@ def _stages(options: Options, work_dir: Path, data_root: Path, images: Sequence[
 
 
 def _groups(stages: Sequence[Stage]) -> list[list[Stage]]:
-    """Stages that need nothing of each other: the pretraining with the random starts, then the pretrained starts."""
+    """Independent stages: the pretraining with the runs from random weights, then those from the pretrained encoder."""
     groups: dict[tuple[int, bool], list[Stage]] = {}
     for stage in stages:
         groups.setdefault((stage.seed, "pretrained" in stage.options), []).append(stage)

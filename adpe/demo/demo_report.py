@@ -71,7 +71,7 @@ def write_report(work_dir: Path, data_root: Path, name: str, stages: Sequence[St
     write_text(work_dir / "leaderboard.csv", to_csv(board))
     introduction = [
         f"A small ViT pretrained with AdPE on {name}, then transferred to semantic segmentation (UperNet, mIoU) and to "
-        "instance segmentation (Mask R-CNN, COCO AP), against the same networks trained from a random start.",
+        "instance segmentation (Mask R-CNN, COCO AP), against the same networks trained from random weights.",
         f"Data: {data_root}",
     ]
     return write_page(
@@ -92,7 +92,7 @@ def _pictures(stages: Sequence[Stage], folder: Path, name: str) -> list[Picture]
         curves = {f"{start} start": read_scalars(stage.work_dir).get("loss", []) for start, stage in own.items()}
         path = loss_curves(curves, folder / f"{task}-loss.png", title=f"{task.capitalize()}: training loss")
         shown.append(Picture(path, f"{task.capitalize()}: the same recipe from both starts."))
-        caption = f"{task.capitalize()} of validation images beside the truth."
+        caption = f"{task.capitalize()} of validation images beside the ground truth."
         shown.append(Picture(draw(own, folder / f"{task}.png"), caption))
     return shown
 

@@ -40,7 +40,7 @@ _VALIDATION = ("val_dataloader", "val_cfg", "val_evaluator")
 def train_main(arguments: list[str] | None = None) -> int:
     """Command line of `tools/train.py`. Returns the exit status."""
     parser = _parser("Train a config: pretraining, segmentation or detection.")
-    parser.add_argument("--resume", nargs="?", const="auto", metavar="PATH", help="go on from a checkpoint; without "
+    parser.add_argument("--resume", nargs="?", const="auto", metavar="PATH", help="resume from a checkpoint; without "
                         "PATH, from the newest whole one in the work directory")  # fmt: skip
     parser.add_argument("--amp", nargs="?", const="bf16", choices=["bf16", "fp16"], help="mixed precision")
     parser.add_argument("--seed", type=int, help="random seed")
@@ -79,7 +79,7 @@ def _run(command: Callable[[argparse.Namespace], Any], args: argparse.Namespace)
         status = int(stop.code or 0)
     except KeyboardInterrupt:
         resume = " To resume from the last checkpoint, run the same command with --resume." if command is train else ""
-        _tell(UserError(f"interrupted.{resume}"), args.launcher)
+        _report(UserError(f"interrupted.{resume}"), args.launcher)
         status = EXIT_INTERRUPTED
     except Exception as error:
         status = _failed(error, args.launcher)
@@ -100,25 +100,25 @@ def _failed(error: Exception, launcher: str) -> int:
     """Tell an error, in a sentence if it is a user's mistake or another process's failure. Returns the exit status."""
     busy = port_in_use(error)
     if busy:
-        return _tell(busy, launcher)
+        return _report(busy, launcher)
     mistake = error if isinstance(error, UserError) else mistake_in_config(error)
     lost = lost_process(error) if launcher != "none" else None
     if lost:
-        _tell(UserError(lost), launcher)
+        _report(UserError(lost), launcher)
         return EXIT_LOST
     if mistake is None:
         traceback.print_exc()
         return 1
-    return _tell(mistake, launcher)
+    return _report(mistake, launcher)
 
 
-def _tell(error: UserError, launcher: str) -> int:
+def _report(error: UserError, launcher: str) -> int:
     rank = int(os.environ.get("RANK", 0)) if launcher != "none" else 0
     print_error(error, f"rank {rank}: " if rank else "")
     return EXIT_MISTAKE
 
 
-def _say(line: str) -> None:
+def _print_once(line: str) -> None:
     """Print a line once, before the Runner and its logger are there."""
     if os.environ.get("RANK", "0") == "0":
         print(line, flush=True)
@@ -159,7 +159,7 @@ def train(args: argparse.Namespace) -> AdPERunner:
     seed = _find_resumed(cfg, args.resume)
     if seed is not None and seed != cfg.randomness.seed:
         # The order of the data and the crops follow from it, and whatever else the config computes from it.
-        _say(f"resuming with the checkpoint's seed {seed} instead of {cfg.randomness.seed}")
+        _print_once(f"resuming with the checkpoint's seed {seed} instead of {cfg.randomness.seed}")
         args.seed = seed
         return train(args)
     if cfg.get("record"):
@@ -251,7 +251,7 @@ def _find_resumed(cfg: Config, resume: str | None) -> int | None:
     if resume == "auto":
         found = latest_checkpoint(cfg.work_dir)
         if found is None:
-            _say(f"{cfg.work_dir} holds no checkpoint to resume from: starting at the beginning.")
+            _print_once(f"{cfg.work_dir} holds no checkpoint to resume from: starting at the beginning.")
             cfg.resume = False
             return None
         path, meta = found
@@ -260,7 +260,7 @@ def _find_resumed(cfg: Config, resume: str | None) -> int | None:
     if "iter" not in meta:
         raise UserError(f"{path} holds weights only; to start from them use --cfg-options load_from={path}.")
     if cfg.get("load_from") not in (None, str(path), resume):
-        _say(f"resuming from {path}: load_from = {cfg.load_from} is where it began, and is not read again")
+        _print_once(f"resuming from {path}: load_from = {cfg.load_from} is where it started, and is not read again")
     cfg.load_from, cfg.resume = str(path), True
     if cfg.get("precision") == "auto":
         # Not measured anew: a resumed run gives what an uninterrupted one gives.
@@ -274,7 +274,7 @@ def _fit_to_device(cfg: Config, launcher: str) -> None:
     if launcher == "none" or not torch.cuda.is_available():
         count = _replace_sync_bn(cfg.model)
         if count:
-            _say(f"SyncBN needs several GPUs: {count} norm_cfg of the model use BN instead")
+            _print_once(f"SyncBN needs several GPUs: {count} norm_cfg of the model use BN instead")
     if launcher != "none" and not torch.cuda.is_available():
         wrapper = cfg.get("model_wrapper_cfg") or {
             "type": "MMDistributedDataParallel",

@@ -18,7 +18,7 @@ def is_lazy_config(path: str | Path) -> bool:
 
 
 def set_position(runner: Any, epoch: int, iteration: int) -> None:
-    """Let a training loop go on after this many epochs and iterations."""
+    """Let a training loop continue after this many epochs and iterations."""
     runner.train_loop._epoch, runner.train_loop._iter = epoch, iteration
     runner.message_hub.update_info("epoch", epoch)
     runner.message_hub.update_info("iter", iteration)

@@ -167,6 +167,6 @@ def lost_process(error: Exception) -> str | None:
     if silent:
         return (
             f"rank {silent} does not answer ({first_line}): it hangs, or was stopped or killed. What it did last is in "
-            "its log; go on with --resume. One that works alone for longer needs a larger env_cfg.dist_cfg.timeout."
+            "its log; resume with --resume. One that works alone for longer needs a larger env_cfg.dist_cfg.timeout."
         )
     return f"ended because {own}" if own else None

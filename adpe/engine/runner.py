@@ -124,8 +124,8 @@ class AdPERunner(Runner):
                 read_training_checkpoint(temporary)
         except OSError as error:
             raise UserError(
-                f"checkpoint {path} could not be saved: {error}. Earlier checkpoints are intact; make room and go on "
-                "with --resume."
+                f"checkpoint {path} could not be saved: {error}. Earlier checkpoints are intact; free some space and "
+                "rerun with --resume."
             ) from error
 
     def load_checkpoint(

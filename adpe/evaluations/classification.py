@@ -49,7 +49,7 @@ class _EncoderModel(BaseModel):
         self.global_pool = global_pool
 
     def init_weights(self) -> None:
-        """Load the checkpoint of `init_cfg` into the encoder, or keep the random start (and say so)."""
+        """Load the checkpoint of `init_cfg` into the encoder, or keep the random initialisation, and log which."""
         start_encoder(self, self.backbone)
 
     def features(self, images: Tensor) -> Tensor:
@@ -228,7 +228,7 @@ class AdPEKNNClassifier(_EncoderModel):
         self.backbone.requires_grad_(False)
         self.bank: tuple[Tensor, Tensor] | None = None
 
-    def remember(self, features: Tensor, labels: Tensor) -> None:
+    def set_training_features(self, features: Tensor, labels: Tensor) -> None:
         """Take the training images' features ``(N, D)`` and labels ``(N,)``.
 
         Raises:

@@ -91,7 +91,7 @@ class AdPEFeatureBankHook(Hook):
         dataset = runner.train_dataloader.dataset.dataset
         if augments(runner.cfg.train_dataloader.dataset):
             raise UserError("k-NN compares with training images as they are: train transform with is_training=False.")
-        unwrapped(runner.model).remember(*compute_features(runner, dataset))
+        unwrapped(runner.model).set_training_features(*compute_features(runner, dataset))
 
 
 def augments(dataset: dict[str, Any]) -> bool:

@@ -42,7 +42,7 @@ def append_record(path: str | Path, record: dict[str, Any]) -> bool:
     """Append `record` to the file of records `path`, as one line, whole or not at all for other writers and readers.
 
     The file is locked from the look for the same record to the end of the write, so that two processes neither lose
-    nor duplicate one. A line left torn by an earlier crash is closed first, so that it spoils nothing but itself.
+    nor duplicate one. A line left truncated by an earlier crash is closed first, so that it spoils nothing but itself.
     Numbers that JSON does not have (NaN, infinity) become null. A protocol that the file holds already, by its
     fingerprint, is not repeated; `read_records` gives it to every record that has it.
 
@@ -92,8 +92,8 @@ def read_records(path: str | Path) -> tuple[list[dict[str, Any]], list[str]]:
         try:
             record = json.loads(line)
         except (ValueError, RecursionError):
-            torn = "" if line.endswith(b"\n") else ", torn while it was written"
-            faults.append(f"{path}:{number}: not a JSON line{torn}; skipped")
+            truncated = "" if line.endswith(b"\n") else ", truncated while it was written"
+            faults.append(f"{path}:{number}: not a JSON line{truncated}; skipped")
             continue
         fault = record_fault(record)
         if fault:

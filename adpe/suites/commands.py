@@ -44,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(command=command)
         return sub
 
-    run = add("run", _run, "Execute a suite; what is finished is not repeated, what was interrupted goes on.")
+    run = add("run", _run, "Execute a suite; finished runs are not repeated, interrupted ones resume.")
     run.add_argument("suite", help=f"one of {', '.join(suite_names())}, or the path of a YAML file")
     run.add_argument("--dry-run", action="store_true", help="print the commands from start to finish, and the cost")
     run.add_argument("--work-dir", default=SUITES_DIR, help=f"folder of all suites' runs (default: {SUITES_DIR})")

@@ -37,7 +37,7 @@ def expected_protocol(suite: Suite, claim: Claim) -> Mapping[str, Any]:
 
 
 def _untrained(method: Method, path: Path) -> dict[str, str]:
-    """The option `pretrained` with an encoder of the method as its pretraining builds it; none for a random start."""
+    """The option `pretrained` with an encoder of the method as its pretraining builds it; none for random weights."""
     if method.pretraining is None:
         return {"pretrained": method.checkpoint} if method.checkpoint else {}
     from types import SimpleNamespace

@@ -41,7 +41,7 @@ _OVER = (FINISHED, FAILED, BLOCKED, INTERRUPTED)
 _ETA = re.compile(r"eta: ((?:\d+ days?, )?[\d:]+)")
 _LOSS = re.compile(r"\bloss: ([\d.]+)")
 _SHOWN = 20  # rows of the progress table
-_PATIENCE = 60  # s that an interrupted training has to save its checkpoint
+_TIME_TO_SAVE = 60  # s that an interrupted training has to save its checkpoint
 
 
 @dataclass
@@ -113,7 +113,7 @@ def execute(runs: Sequence[Run], folder: Path, *, jobs: int = 1, console: Consol
     """Execute the runs, `jobs` at a time, and show how they go.
 
     A run that fails stops those that need it and no other. An interruption (Ctrl-C, SIGTERM) asks the trainings to
-    save a checkpoint; the same call goes on from there.
+    save a checkpoint, from which the same call resumes.
 
     Returns:
         whether every run is finished.
@@ -134,19 +134,19 @@ def execute(runs: Sequence[Run], folder: Path, *, jobs: int = 1, console: Consol
                 if live:
                     live.update(_screen(states, folder))
                 else:
-                    _say(states, shown, console)
+                    _print_changes(states, shown, console)
                 time.sleep(0.2)
         except KeyboardInterrupt:
             _stop(states, folder)
         if live:
             live.update(_screen(states, folder))
         else:
-            _say(states, shown, console)
+            _print_changes(states, shown, console)
     for state in states.values():
         if state.state == FAILED:
             console.print(Text(f"{state.run.name} failed: {state.detail}", style="red"))
     if any(state.state == INTERRUPTED for state in states.values()):
-        console.print("Interrupted; the same command goes on from the checkpoints.")
+        console.print("Interrupted; rerun the same command to resume from the checkpoints.")
     return all(state.state == FINISHED for state in states.values())
 
 
@@ -269,7 +269,7 @@ def _stop(states: Mapping[str, State], folder: Path) -> None:
     for state in running:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(state.process.pid, signal.SIGTERM)  # type: ignore[union-attr]
-    deadline = time.time() + _PATIENCE
+    deadline = time.time() + _TIME_TO_SAVE
     for state in running:
         assert state.process is not None
         try:
@@ -324,7 +324,7 @@ def _screen(states: Mapping[str, State], folder: Path) -> Group:
     return Group(table, Text(f"{more}{words}. Records: {folder / 'records.jsonl'}", style="dim"))
 
 
-def _say(states: Mapping[str, State], shown: dict[str, str], console: Console) -> None:
+def _print_changes(states: Mapping[str, State], shown: dict[str, str], console: Console) -> None:
     """A line for every run whose state changed, where there is no terminal to draw on."""
     for name, state in states.items():
         if shown.get(name) != state.state and state.state != WAITING:

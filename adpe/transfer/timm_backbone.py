@@ -69,7 +69,7 @@ class AdPETimmBackbone(BaseModule):
         out_channels: a 1x1 convolution brings every map to so many channels; None leaves them as timm has them.
         init_cfg: ``dict(type="Pretrained", checkpoint=PATH)`` reads a local file of timm's or the authors' weights, as
             timm reads it (names, image sizes, averaged weights), or of a run of this backbone; it must hold every
-            parameter. None starts at random.
+            parameter. None is random initialisation.
         options: of the model, e.g. ``drop_path_rate``; ``img_size`` for those few that take one size alone, such as
             BEiT. With ``pretrained=True`` timm downloads its own weights.
 

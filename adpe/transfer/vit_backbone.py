@@ -86,7 +86,7 @@ class AdPEViT(VisionTransformer, BaseModule):
         self._freeze()
 
     def init_weights(self) -> None:
-        """Load the checkpoint of `init_cfg`, or keep the random start (and say so)."""
+        """Load the checkpoint of `init_cfg`, or keep the random initialisation, and log which."""
         start_encoder(self, self, ["cls_token"] if self.cls_token is None else [])
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]

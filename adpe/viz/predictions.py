@@ -1,4 +1,4 @@
-"""Pictures of what a run did: loss curves, predictions beside the truth; and reading its scalars."""
+"""Pictures of what a run did: loss curves, predictions beside the ground truth; and reading its scalars."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def read_scalars(work_dir: str | Path) -> dict[str, Curve]:
     """Scalars that mmengine's local backend wrote under ``<work_dir>/<timestamp>/vis_data/scalars.json``.
 
     The files of a resumed run are joined in the order of their timestamps; steps that the later one repeats are taken
-    from it. A run that starts again from its beginning replaces what came before. A torn last line, as an interrupted
+    from it. A run that restarts from its beginning replaces what came before. A truncated last line, as an interrupted
     run leaves it, is passed over, and so are files without any training step (validation alone) and the names of timing
     and memory.
 
@@ -118,7 +118,7 @@ def segmentations(
         palette: RGB in 0-255 of each class.
         path: PNG to write.
         title: of the picture.
-        ignore_index: label of pixels without truth.
+        ignore_index: label of pixels without ground truth.
     """
     several = predictions if isinstance(predictions, Mapping) else {"prediction": predictions}
     labels = {"truth": _array(truths), **{name: _array(maps) for name, maps in several.items()}}
@@ -136,7 +136,7 @@ def segmentations(
     columns = {"image": as_images(images), **{name: table[maps] for name, maps in labels.items()}}
     legend = [Patch(color=colours[i] / 255.0, label=class_names[i]) for i in present if i != ignore_index]
     if ignore_index in present:
-        legend.append(Patch(color="black", label="no truth"))
+        legend.append(Patch(color="black", label="no ground truth"))
     return _grid(columns, path, title, legend)
 
 
@@ -202,7 +202,7 @@ def _draw_objects(
     masks = _array(objects["masks"]).astype(bool) if objects.get("masks") is not None else None
     if len(labels) and not 0 <= labels.min() <= labels.max() < len(class_names):
         raise UserError(f"labels {sorted(set(labels.tolist()))} are not all among the {len(class_names)} class names.")
-    # A score of NaN, the truth's, is never below the threshold.
+    # A score of NaN, the ground truth's, is never below the threshold.
     kept = [index for index in range(len(boxes)) if not scores[index] < score_threshold]
     canvas = image.astype(np.float64) / 255.0
     colours = {index: np.array(to_rgb(_COLOURS[labels[index] % len(_COLOURS)])) for index in kept}

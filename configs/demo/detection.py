@@ -1,4 +1,4 @@
-"""The small encoder under Mask R-CNN: the detection link of `make demo`, from a pretrained or a random start.
+"""The small encoder under Mask R-CNN: the detection link of `make demo`, from a pretrained encoder or random weights.
 
 Reproduces: no published number. It is configs/coco_maskrcnn_vitb.py at the size of a laptop: simple feature pyramid,
 Mask R-CNN, COCO's metrics, without layer-wise decay, so that both starts train under one recipe.

@@ -1,4 +1,4 @@
-"""The small encoder under UperNet: the segmentation link of `make demo`, from a pretrained or a random start.
+"""The small encoder under UperNet: the segmentation link of `make demo`, from a pretrained encoder or random weights.
 
 Reproduces: no published number. It is configs/ade20k_upernet_vitb.py at the size of a laptop: same head, losses and
 layout of data. No layer-wise decay, so that both starts train under one recipe, and a pyramid that begins at stride 4,

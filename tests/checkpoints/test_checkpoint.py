@@ -304,7 +304,7 @@ def test_report_is_one_screen() -> None:
         "  coverage    80.0% (8 of 10 tensors)",
         "  resized     pos_embed: bicubic, 8x8 to 6x12 patches",
         "  dropped     decoder.norm.weight, mask_token: not part of the encoder",
-        "  new         head.weight, head.bias: start at random, as a new head does",
+        "  new         head.weight, head.bias: randomly initialised, as a new head is",
         "  missing     blocks.*.attn.rel_pos_table (2): the checkpoint lacks them",
     ]
 

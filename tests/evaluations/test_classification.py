@@ -121,7 +121,7 @@ def test_knn_classifier_against_float64() -> None:
     train, train_labels, test = torch.randn(40, 3, 32, 32), torch.randint(0, 3, (40,)), torch.randn(9, 3, 32, 32)
     with pytest.raises(UserError, match="no training images"):
         model(test, samples(9), mode="predict")
-    model.remember(model(train), train_labels)
+    model.set_training_features(model(train), train_labels)
     scores = torch.stack([one["scores"] for one in model(test, samples(9), mode="predict")])
     encoder = model.backbone.double()
     with torch.no_grad():
@@ -133,7 +133,7 @@ def test_knn_classifier_against_float64() -> None:
         votes = [sum(np.exp(similarity[i] / 0.07) for i in nearest if train_labels[i] == c) for c in range(3)]
         np.testing.assert_allclose(row.numpy(), votes, rtol=2e-4)
     with pytest.raises(UserError, match=r"model.k = 5 with 4 training images"):
-        model.remember(torch.randn(4, 48), torch.zeros(4, dtype=torch.long))
+        model.set_training_features(torch.randn(4, 48), torch.zeros(4, dtype=torch.long))
 
 
 def test_ranks_and_accuracy() -> None:

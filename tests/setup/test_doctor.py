@@ -68,7 +68,7 @@ def test_two_builds_of_opencv_are_a_warning():
 def test_what_follows_from_a_broken_package_points_at_it():
     steps = {"torch": {"found": "2"}, "mmengine": {"found": "0.10"}, "mmcv": {"error": "ImportError: x"}}
     check = doctor.check_package("mmseg", {**steps, "mmseg": {"error": "ImportError: x"}}, ["a 1"])
-    assert (check.status, check.remedy) == ("fault", "mend mmcv first, which mmseg imports.")
+    assert (check.status, check.remedy) == ("fault", "fix mmcv first, which mmseg imports.")
 
 
 def test_only_an_entry_of_pythonpath_itself_hides_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -148,4 +148,4 @@ def test_broken_package_is_a_fault_with_one_remedy(tmp_path: Path, code: str, de
     assert set(faults) == {"mmcv", "mmseg", "mmdet"}
     assert faults["mmcv"]["detail"] == detail
     assert faults["mmcv"]["remedy"] == f"take {folder} off PYTHONPATH: its mmcv hides the installed one."
-    assert all(faults[name]["remedy"].startswith("mend mmcv first") for name in ("mmseg", "mmdet"))
+    assert all(faults[name]["remedy"].startswith("fix mmcv first") for name in ("mmseg", "mmdet"))

@@ -195,7 +195,7 @@ def test_interrupted_stage_ends_its_processes_and_leaves_no_stamp(tree: Path):
     process.send_signal(signal.SIGTERM)
     _, message = process.communicate(timeout=20)
     assert process.returncode == 130
-    assert "interrupted; the same command goes on where it stopped" in message
+    assert "interrupted; rerun the same command to resume" in message
     assert not (tree / "env/.adpe/torch").exists()
     status = Path(f"/proc/{child.read_text().strip()}/stat")
     deadline = time.monotonic() + 10

@@ -126,7 +126,7 @@ def test_tables_report_what_is_wrong_and_lose_nothing(tmp_path: Path, capsys: py
     assert main(["table", "--records", path, "--no-published", "--format", "markdown"]) == 0
     text = capsys.readouterr().out
     assert "r.jsonl:4: seed is None, which is not of the expected type; skipped" in text
-    assert "r.jsonl:5: not a JSON line, torn while it was written; skipped" in text
+    assert "r.jsonl:5: not a JSON line, truncated while it was written; skipped" in text
     assert "(seed 1): mIoU is not finite; left out of the mean." in text
     assert Path(path).read_bytes() == before
     # A method's name with markup stays text in every format.

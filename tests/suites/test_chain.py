@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -15,23 +14,29 @@ from adpe.demo.chain import Options, run_demo
 from adpe.errors import UserError
 from adpe.leaderboard.records import file_sha256, read_records
 
-# One process runs the chain once for all tests.
-pytestmark = [pytest.mark.slow(90), pytest.mark.xdist_group("chain")]
+pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    work_dir = tmp_path_factory.mktemp("demo")
-    options = Options(work_dir, epochs=2, iterations=2, scenes=(32, 4, 64))
-    console = Console(record=True, width=160, file=open(work_dir / "terminal.txt", "w"))  # noqa: SIM115
-    page = run_demo(options, console)
-    return options, page, console.export_text()
+@pytest.mark.slow(90)
+def test_the_chain(tmp_path):
+    """One test, so that the chain runs once, in one process, whatever the number of test processes."""
+    options = Options(tmp_path, epochs=2, iterations=2, scenes=(32, 4, 64))
+    with open(tmp_path / "terminal.txt", "w") as terminal:
+        console = Console(record=True, width=160, file=terminal)
+        page = run_demo(options, console)
+    every_link_leaves_a_record_with_its_metrics(options)
+    the_pretrained_run_starts_from_the_exported_encoder_and_the_random_one_does_not(options)
+    page_table_and_pictures(options, page, console.export_text())
+    a_second_run_repeats_nothing(options)
+    a_failed_training_is_reported_with_the_end_of_its_log(options, tmp_path / "broken")
 
 
-def test_every_link_leaves_a_record_with_its_metrics(finished):
-    options, _, _ = finished
+def every_link_leaves_a_record_with_its_metrics(options):
     folder = options.work_dir / "seed0"
     records = {path.parent.name: read_records(path)[0][-1] for path in folder.glob("*/record.jsonl")}
+    for path in folder.glob("*/record.jsonl"):
+        for line in path.read_text().splitlines():
+            assert json.loads(line)["schema"] == 1
     assert set(records) == {
         "pretrain", "segmentation-pretrained", "segmentation-random", "detection-pretrained", "detection-random",
     }  # fmt: skip
@@ -43,8 +48,7 @@ def test_every_link_leaves_a_record_with_its_metrics(finished):
     assert protocols[0] == protocols[1]
 
 
-def test_the_pretrained_start_is_the_exported_encoder_and_the_random_start_is_not(finished):
-    options, _, _ = finished
+def the_pretrained_run_starts_from_the_exported_encoder_and_the_random_one_does_not(options):
     folder = options.work_dir / "seed0"
     exported = folder / "pretrain" / "encoder.safetensors"
     assert not any("mask_token" in name or "adversary" in name for name in load_file(exported))
@@ -56,8 +60,7 @@ def test_the_pretrained_start_is_the_exported_encoder_and_the_random_start_is_no
         assert "the encoder starts at random" in (folder / f"{task}-random" / "output.log").read_text()
 
 
-def test_page_table_and_pictures(finished):
-    options, page, terminal = finished
+def page_table_and_pictures(options, page, terminal):
     html = page.read_text()
     assert "AdPE" in html and "mIoU" in html and 'src="http' not in html
     table = (options.work_dir / "leaderboard.md").read_text()
@@ -71,22 +74,20 @@ def test_page_table_and_pictures(finished):
     assert str(page.parent) in terminal.replace("\n", "")
 
 
-def test_a_second_run_repeats_nothing(finished):
-    options, _, _ = finished
+def a_second_run_repeats_nothing(options):
     before = {path: path.stat().st_mtime_ns for path in options.work_dir.glob("seed0/*/record.jsonl")}
     run_demo(options, Console(quiet=True))
     assert {path: path.stat().st_mtime_ns for path in options.work_dir.glob("seed0/*/record.jsonl")} == before
 
 
-def test_a_failed_training_is_reported_with_the_end_of_its_log(finished, tmp_path):
-    options, _, _ = finished
+def a_failed_training_is_reported_with_the_end_of_its_log(options, folder):
     data = options.work_dir / "data"
-    broken = tmp_path / "data"
-    broken.mkdir()
+    broken = folder / "data"
+    broken.mkdir(parents=True)
     for name in ("images", "annotations", "instances_training.json", "instances_validation.json", "classes.json"):
         (broken / name).symlink_to(data / name)
     with pytest.raises(UserError, match=r"(?s)pretraining, seed 0 failed \(exit status 2\).*missing.zip"):
-        run_demo(Options(tmp_path / "work", data_root=broken, images=(str(tmp_path / "missing.zip"),), epochs=2),
+        run_demo(Options(folder / "work", data_root=broken, images=(str(folder / "missing.zip"),), epochs=2),
                  Console(quiet=True))  # fmt: skip
 
 
@@ -97,10 +98,3 @@ def test_a_missing_or_wrong_data_root_is_an_error_before_anything_runs(tmp_path)
     with pytest.raises(UserError, match="images"):
         run_demo(Options(tmp_path / "work", data_root=tmp_path / "empty"), Console(quiet=True))
     assert not list(tmp_path.glob("work/seed*"))
-
-
-def test_records_are_plain_json_lines(finished):
-    options, _, _ = finished
-    for path in Path(options.work_dir).glob("seed0/*/record.jsonl"):
-        for line in path.read_text().splitlines():
-            assert json.loads(line)["schema"] == 1

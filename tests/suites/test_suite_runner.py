@@ -119,7 +119,7 @@ def test_an_interruption_saves_and_the_same_command_goes_on(tmp_path: Path) -> N
         time.sleep(0.2)
     process.send_signal(signal.SIGTERM)
     output = process.communicate(timeout=120)[0]
-    assert process.returncode == 1 and "the same command goes on" in output, output
+    assert process.returncode == 1 and "rerun the same command" in output, output
     assert not (work / "tiny/b-one/t/seed0/record.jsonl").exists()
     assert list((work / "tiny/b-one/t/seed0").glob("iter_*.pth")), log.read_text()[-2000:]
     found = subprocess.run(["pgrep", "-f", str(work)], capture_output=True, text=True, check=False).stdout

@@ -1,4 +1,4 @@
-"""COCO JSON files: checked before they are trained or evaluated on, and mended where that is asked for.
+"""COCO JSON files: checked before they are trained or evaluated on, and repaired where that is asked for.
 
 Every reader of annotations goes through `checked_coco`: the data set, the metric, the launcher for configs of mmdet,
 and ``tools/verify_data.py``. What it found in a large file is kept in the cache folder under the file's content.

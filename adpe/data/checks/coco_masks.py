@@ -1,4 +1,4 @@
-"""The masks of COCO annotations: which can be read, their areas and extents, and those that need mending.
+"""The masks of COCO annotations: which can be read, their areas and extents, and those that need repair.
 
 Polygons and run lengths are read for thousands of annotations at a time with NumPy; only what is not as COCO has it is
 looked at one by one. Formats: cocodataset.org/#format-data; compressed run lengths: rleToString in cocoapi's maskApi.c.

@@ -1,4 +1,4 @@
-"""The values of COCO annotations that training and evaluation use: what is wrong with them, and how it is mended."""
+"""The values of COCO annotations that training and evaluation use: what is wrong with them, and how it is repaired."""
 
 from __future__ import annotations
 

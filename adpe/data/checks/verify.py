@@ -97,7 +97,7 @@ def verify_coco(root: PathLike, quick: bool = False, track: Track = untracked, p
         quick: see `verify_ade20k`, as `track`.
         track: shows how far it is.
         policy: what counts as wrong in annotations: with ``"strict"`` every problem, with ``"repair"`` what training
-            could not mend, with ``"report"`` what training could not read; see `adpe.data.checks.coco.checked_coco`.
+            could not repair, with ``"report"`` what training could not read; see `adpe.data.checks.coco.checked_coco`.
 
     Raises:
         UserError: if there is no such folder.

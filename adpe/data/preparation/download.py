@@ -26,7 +26,7 @@ Report = Callable[[int, int | None], None]
 
 
 class _Again(Exception):
-    """A passing fault: the next attempt goes on from what is there."""
+    """A temporary error: the next attempt continues from what is there."""
 
 
 def download(
@@ -78,7 +78,7 @@ def download(
             if failures >= ATTEMPTS:
                 raise UserError(
                     f"{url}: {error or type(error).__name__}, {ATTEMPTS} times in a row. What has arrived is kept in "
-                    f"{partial}: run the same command again to go on."
+                    f"{partial}: rerun the same command to resume."
                 ) from None
             time.sleep(pause_s * 2 ** (failures - 1))
     verify_checksum(partial, checksum, url)

@@ -92,7 +92,7 @@ def read_training_checkpoint(path: str | Path, map_location: Any = "cpu") -> dic
         dict with ``meta`` and ``state_dict``; for resuming also ``optimizer``, ``param_schedulers``, ``message_hub``.
 
     Raises:
-        UserError: if the file is missing, torn, not a checkpoint, or holds objects that only code could rebuild.
+        UserError: if the file is missing, truncated, not a checkpoint, or holds objects that only code could rebuild.
     """
     path = Path(path)
     if not path.is_file():
@@ -101,9 +101,9 @@ def read_training_checkpoint(path: str | Path, map_location: Any = "cpu") -> dic
         if zipfile.is_zipfile(path):
             refuse_bomb(path)
             with zipfile.ZipFile(path) as archive:
-                torn = archive.testzip()
-            if torn is not None:
-                raise UserError(f"checkpoint {path} is damaged (checksum of {torn}): use an earlier one.")
+                damaged = archive.testzip()
+            if damaged is not None:
+                raise UserError(f"checkpoint {path} is damaged (checksum of {damaged}): use an earlier one.")
         with torch.serialization.safe_globals(DATA_TYPES):
             checkpoint = torch.load(path, map_location=map_location, weights_only=True)
     except UserError:
@@ -111,7 +111,7 @@ def read_training_checkpoint(path: str | Path, map_location: Any = "cpu") -> dic
     except Exception as error:
         reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
         raise UserError(
-            f"{path} cannot be read as a checkpoint ({reason}): it is torn, of another format, or not safe to read."
+            f"{path} cannot be read as a checkpoint ({reason}): truncated, of another format, or not safe to read."
         ) from None
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
         raise UserError(f"{path} is not a training checkpoint: it has no state_dict.")

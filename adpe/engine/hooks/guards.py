@@ -59,15 +59,15 @@ class AdPEFiniteLossHook(Hook):
             arrived = torch.cuda.Event()
             arrived.record()
         self.pending.append(_Check(runner.iter + 1, losses, runner.optim_wrapper.get_lr(), data_batch, arrived))
-        self._look(runner, wait=False)
+        self._check_loss(runner, wait=False)
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
-        self._look(runner, wait=True)
+        self._check_loss(runner, wait=True)
 
     def after_train(self, runner: Any) -> None:
-        self._look(runner, wait=True)
+        self._check_loss(runner, wait=True)
 
-    def _look(self, runner: Any, wait: bool) -> None:
+    def _check_loss(self, runner: Any, wait: bool) -> None:
         while self.pending:
             check = self.pending[0]
             if check.arrived is not None:

@@ -109,11 +109,11 @@ class AdPEGradientGuard(Hook):
                 if parameter.requires_grad and parameter.grad is None
             ]
             if without:
-                self._tell(runner, without)
+                self._report(runner, without)
 
         handles = {id(each): each.register_step_pre_hook(look) for each in _optimizers(runner)}
 
-    def _tell(self, runner: Any, without: list[str]) -> None:
+    def _report(self, runner: Any, without: list[str]) -> None:
         text = (
             f"{len(without)} parameters have no gradient in the first optimizer step and would not be trained: "
             f"{_first(without)}. "
@@ -165,13 +165,13 @@ class AdPEAdversaryGuard(Hook):
         # Steps of warm-up may be smaller than the parameters' precision. Initially zero is frozen, not warm-up.
         self.moves += any(group["lr"] >= 1e-3 * group.get("initial_lr", 0) for group in self.groups)
         if self.moves >= self.steps:
-            self._look(runner)
+            self._check_adversary(runner)
 
     def after_train(self, runner: Any) -> None:
         if self.start and self.moves:
-            self._look(runner)
+            self._check_adversary(runner)
 
-    def _look(self, runner: Any) -> None:
+    def _check_adversary(self, runner: Any) -> None:
         parameters = self._parameters(runner)
         still = [name for name, value in self.start.items() if torch.equal(value, parameters[name])]
         self.start = {}

@@ -137,7 +137,7 @@ class AdPESampler(Sampler[int]):
             raise UserError("the training data is empty: look at data_root, data_prefix and ann_file of the config.")
 
     def _build(self) -> Any:
-        # A new sampler for each iteration: InfiniteSampler goes on where another iterator, prefetching, left it.
+        # A new sampler for each iteration: InfiniteSampler continues where another iterator, prefetching, left it.
         sampler = DATA_SAMPLERS.build(self.config, default_args={"dataset": self.dataset, "seed": self.seed})
         if hasattr(sampler, "set_epoch"):
             sampler.set_epoch(self.epoch)
@@ -297,7 +297,7 @@ class PositionedIterator:
 
 
 def position(loop: Any) -> None:
-    """Make a resumed train loop go on with the batch after its last.
+    """Make a resumed train loop continue with the batch after its last.
 
     Args:
         loop: mmengine's EpochBasedTrainLoop or IterBasedTrainLoop, whose iteration and epoch are those of the

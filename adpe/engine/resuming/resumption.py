@@ -177,7 +177,7 @@ class Resumption:
         rate = _groups(runner.optim_wrapper)[0]["lr"]
         if self.divided:
             runner.logger.warning(
-                f"resuming with another division of the batch: {self.division}; it goes on at iteration "
+                f"resuming with another division of the batch: {self.division}; it continues at iteration "
                 f"{self.iteration} of {runner.max_iters}"
             )
         elif self.changes:

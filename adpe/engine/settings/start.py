@@ -25,7 +25,7 @@ def settle_start(cfg: Config, checkpoint: str | None = None) -> None:
     """Fill in what a config leaves to the checkpoint that its encoder starts from, and ``record.method``.
 
     Args:
-        cfg: changed in place; as it was if its encoder starts at random, or the file is not there.
+        cfg: changed in place; as it was if its encoder is initialised at random, or the file is not there.
         checkpoint: read for it instead of the one that the config names (of a run that is tested).
 
     Raises:

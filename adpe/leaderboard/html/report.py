@@ -1,4 +1,4 @@
-"""The page of all records and published rows: tables, plots across rows, and a section a run."""
+"""The page of all records and published rows: tables, plots across rows, and a section per run."""
 
 from __future__ import annotations
 
