@@ -12,6 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import torch
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -50,9 +51,14 @@ def main(arguments: list[str] | None = None) -> int:
         "directory", nargs="?", default=GOLDENS,
         help="folder with meta.json and one .npz a case; default: tests/goldens",
     )  # fmt: skip
-    directory = parser.parse_args(arguments).directory
+    parser.add_argument("--device", default="cpu", help="that computes, in float32: cpu or cuda (default: cpu)")
+    options = parser.parse_args(arguments)
+    if options.device != "cpu" and not torch.cuda.is_available():
+        parser.error(f"--device {options.device}: torch sees no CUDA device here")
+    # TF32 has three digits.
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     try:
-        results = check_directory(directory)
+        results = check_directory(options.directory, options.device)
     except UserError as error:
         print_error(error)
         return 2

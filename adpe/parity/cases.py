@@ -30,6 +30,8 @@ TOLERANCES = {
     "exact": 0.0,
 }
 
+CPU = torch.device("cpu")
+
 # A gradient this far below the largest of the model is float32 rounding: its digits and its sign are arbitrary, and so
 # is the step that AdamW, which normalises it, makes of it.
 NOISE = 1e-6
@@ -65,11 +67,13 @@ class GoldenCase:
         name: of the case.
         file: its arrays.
         meta: the whole of ``meta.json``.
+        device: of the arrays, and of the models that are compared with them.
     """
 
     name: str
     file: Path
     meta: Mapping[str, Any]
+    device: torch.device = CPU
 
     @property
     def options(self) -> Mapping[str, Any]:
@@ -87,13 +91,14 @@ class GoldenCase:
             raise UserError(f"{self.file} does not exist, but meta.json names the case {self.name}.")
         try:
             with np.load(self.file, allow_pickle=False) as archive:
-                return {key: torch.from_numpy(np.asarray(archive[key])) for key in archive.files}
+                arrays = {key: torch.from_numpy(np.asarray(archive[key])) for key in archive.files}
         except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
             raise UserError(f"{self.file} is not a readable .npz of numbers, or it is truncated ({error}).") from None
+        return {key: array.to(self.device) for key, array in arrays.items()}
 
     def sibling(self, name: str) -> GoldenCase:
         """Another case of the directory, whose arrays this one uses."""
-        return GoldenCase(name, self.file.with_name(f"{name}.npz"), self.meta)
+        return GoldenCase(name, self.file.with_name(f"{name}.npz"), self.meta, self.device)
 
     def group(self, prefix: str) -> dict[str, Tensor]:
         """The arrays whose names begin with `prefix`, without it."""
@@ -107,8 +112,12 @@ class GoldenCase:
         return CaseResult(self.name, errors, remark, {**TOLERANCES, **given})
 
 
-def check_directory(directory: str | Path) -> list[CaseResult]:
+def check_directory(directory: str | Path, device: str | torch.device = "cpu") -> list[CaseResult]:
     """Run every case of a directory of goldens: those that ``meta.json`` names and those that have a file.
+
+    Args:
+        directory: with ``meta.json`` and an ``.npz`` a case.
+        device: that computes.
 
     Raises:
         UserError: if there is no case, the system is unknown, ``meta.json`` or a case's file is missing, unreadable or
@@ -131,10 +140,10 @@ def check_directory(directory: str | Path) -> list[CaseResult]:
         cases.setdefault(file.stem if file.stem in cases or "system" in meta else short)
     if not cases:
         raise UserError(f"{meta_file} names no case, and {directory} holds no .npz: there is nothing to check.")
-    return [check_case(directory, meta, case) for case in cases]
+    return [check_case(directory, meta, case, device) for case in cases]
 
 
-def check_case(directory: Path, meta: Mapping[str, Any], name: str) -> CaseResult:
+def check_case(directory: Path, meta: Mapping[str, Any], name: str, device: str | torch.device = "cpu") -> CaseResult:
     """Run one case; see :func:`check_directory`."""
     system = meta.get("system", "adpe")
     if system not in SYSTEMS:
@@ -142,10 +151,11 @@ def check_case(directory: Path, meta: Mapping[str, Any], name: str) -> CaseResul
     # The first goldens named cases of pretraining without the prefix of their files.
     file = directory / f"{name}.npz"
     older = directory / f"pretrain_{name}.npz"
-    case = GoldenCase(name, older if older.is_file() and not file.is_file() else file, meta)
+    case = GoldenCase(name, older if older.is_file() and not file.is_file() else file, meta, torch.device(device))
     case.arrays  # noqa: B018  a missing file is told first
     try:
-        return import_module(SYSTEMS[system]).check_case(case)
+        with case.device:
+            return import_module(SYSTEMS[system]).check_case(case)
     except KeyError as error:
         raise UserError(f"Case {name}: neither {file} nor meta.json holds {error}, which this case needs.") from None
 
