@@ -6,6 +6,7 @@ Everything that takes the path of a config takes these, as paths below configs/:
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def named(path: Path) -> tuple[str, dict[str, Any]] | None:
 
 def is_config(path: Path) -> bool:
     """Whether a path is a file, or the name of a recipe with options."""
-    return path.is_file() or named(path) is not None
+    return os.path.isfile(path) or named(path) is not None  # pathlib fails at names too long for a file
 
 
 def text(path: Path) -> str:
