@@ -74,7 +74,8 @@ import os, sys, time
 from adpe.engine.processes import lock_work_dir
 lock_work_dir(sys.argv[1], "none")
 child = os.fork()
-print(child or "", flush=True)
+if child:
+    print(child, flush=True)
 time.sleep(600)
 """
 
