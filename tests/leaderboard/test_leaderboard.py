@@ -193,7 +193,7 @@ def test_records_on_disk(tmp_path: Path) -> None:
     assert only_table(leaderboard).metrics == ("bbox_mAP", "segm_mAP")
     assert row(leaderboard, "AdPE (pretrained)").cells["bbox_mAP"].values == {0: 20.0}
     assert leaderboard.problems == [
-        f"{path}:3: not a JSON line, torn while it was written; skipped",
+        f"{path}:3: not a JSON line, truncated while it was written; skipped",
         "detection on scenes, AdPE (random): run AdPE-random-0 (seed 0): bbox_mAP is not finite; left out of the mean.",
     ]
 

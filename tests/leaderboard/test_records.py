@@ -45,7 +45,7 @@ def test_torn_and_invalid_lines_are_named_and_skipped(tmp_path):
         f"{path}:5: metric mIoU is 'high' instead of a number; skipped",
         f"{path}:6: seed is '0', which is not of the expected type; skipped",
         f"{path}:7: not a JSON line; skipped",
-        f"{path}:9: not a JSON line, torn while it was written; skipped",
+        f"{path}:9: not a JSON line, truncated while it was written; skipped",
     ]
     # The next record is not swallowed by the torn line.
     append_record(path, record(run="next"))
