@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import json
 import os
 import signal
@@ -34,6 +35,7 @@ from adpe.files import atomic_write
 from adpe.option_values import OptionAction
 from adpe.transfer.tta import use_tta
 
+_RUNS = itertools.count()
 _VALIDATION = ("val_dataloader", "val_cfg", "val_evaluator")
 
 
@@ -124,6 +126,14 @@ def _print_once(line: str) -> None:
         print(line, flush=True)
 
 
+def _named(cfg: Config) -> Config:
+    """The config with a name of its own for a later run of this process: mmengine tells runs apart by the second."""
+    number = next(_RUNS)
+    if number:
+        cfg.experiment_name = f"{cfg.get('experiment_name') or Path(str(cfg.filename)).stem}_{number}"
+    return cfg
+
+
 def train(args: argparse.Namespace) -> AdPERunner:
     """Train the config of the command line."""
     cfg = _config(args)
@@ -177,7 +187,7 @@ def train(args: argparse.Namespace) -> AdPERunner:
     join(cfg, args.launcher)
     precision = settle_precision(cfg)
     make_reproducible(cfg, cfg.randomness.seed, batch.accumulation)
-    runner = AdPERunner.from_cfg(cfg)
+    runner = AdPERunner.from_cfg(_named(cfg))
     runner.source = source, swept, task
     for line in filter(None, (str(batch), precision)):
         runner.logger.info(line)
@@ -214,7 +224,7 @@ def test(args: argparse.Namespace) -> dict[str, float]:
         cfg.test_evaluator = [*evaluators, {"type": dump, "out_file_path": args.out}]
     if args.show_dir:
         _show(cfg, args.show_dir)
-    runner = AdPERunner.from_cfg(cfg)
+    runner = AdPERunner.from_cfg(_named(cfg))
     runner.strict_load = True
     metrics = runner.test()
     if args.out and args.out.endswith(".json") and runner.rank == 0:
