@@ -19,7 +19,9 @@ from adpe.engine.config import check_files, dicts, mistake_in_config, read_confi
 from adpe.engine.effective_batch import apply_effective_batch
 from adpe.engine.hooks.checkpointing import STOPPING, latest_checkpoint, read_training_checkpoint
 from adpe.engine.hooks.defaults import complete_hooks, complete_visualizer
+from adpe.engine.hooks.label_guard import classes_of_checkpoint
 from adpe.engine.hooks.recording import config_sha256
+from adpe.engine.labels.annotations import match_annotations
 from adpe.engine.options.conflicts import check_command_line, check_length, check_runner
 from adpe.engine.precision import request_precision, settle_precision
 from adpe.engine.processes import check_launcher, join, lock_work_dir, lost_process, unlock_work_dirs
@@ -172,6 +174,7 @@ def train(args: argparse.Namespace) -> AdPERunner:
     batch = apply_effective_batch(cfg, processes)
     _fit_to_device(cfg, args.launcher)
     complete_hooks(cfg)
+    match_annotations(cfg, ["train_dataloader", "val_dataloader"])
     use_unrounded_metrics(cfg)
     join(cfg, args.launcher)
     precision = settle_precision(cfg)
@@ -193,13 +196,16 @@ def test(args: argparse.Namespace) -> dict[str, float]:
     for name in ("test_dataloader", "test_cfg", "test_evaluator", "model"):
         if cfg.get(name) is None:
             raise UserError(f"config {cfg.filename} has no {name}, which testing needs.")
-    read_training_checkpoint(args.checkpoint)  # found unreadable before the model and the data are built
+    # Found unreadable before the model and the data are built.
+    trained = classes_of_checkpoint(read_training_checkpoint(args.checkpoint))
     cfg.load_from, cfg.resume = args.checkpoint, False
     settle_start(cfg, args.checkpoint)
     # The weights come from the checkpoint that is tested.
     for node in (cfg.model, cfg.model.get("backbone") or {}):
         node.pop("init_cfg", None)
     check_files(cfg, ["test_dataloader"])
+    match_annotations(cfg, ["test_dataloader"], trained or None)
+    cfg.setdefault("default_hooks", ConfigDict()).setdefault("label_guard", ConfigDict(type="AdPELabelGuard"))
     if args.tta:
         use_tta(cfg)
     use_unrounded_metrics(cfg)
