@@ -180,8 +180,8 @@ def check_two_labels(
         raise UserError(
             f"{label_maps[0].parent}: the {len(label_maps)} label maps have the labels {sorted(labels)}, of which "
             f"{sorted(labels & ignored)} are ignored: {'no class' if labels <= ignored else 'one class alone'} of "
-            f"{len(classes)} ({first(classes, 8)}) is left. Write masks of 0 and 255 as labels of classes: 0 and 1 with "
-            "reduce_zero_label=False."
+            f"{len(classes)} ({first(classes, 8)}) is left. Write masks of 0 and 255 as labels of classes: 0 and 1 "
+            "with reduce_zero_label=False."
         )
 
 

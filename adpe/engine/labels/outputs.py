@@ -37,8 +37,8 @@ def check_outputs(model: nn.Module, metainfo: Mapping[str, Any], where: str) -> 
     if wrong:
         names = first([f"{name or 'model'}.num_classes = {number}" for name, number in wrong], 4)
         raise UserError(
-            f"{where} has {len(classes)} classes ({first(classes, 8)}), but {names}. Set num_classes={len(classes)}, or "
-            "correct the classes of the data set."
+            f"{where} has {len(classes)} classes ({first(classes, 8)}), but {names}. Set num_classes={len(classes)}, "
+            "or correct the classes of the data set."
         )
     for name, head in heads:
         _check_one_class(name, head)
