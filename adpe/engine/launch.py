@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import os
 import signal
@@ -20,6 +21,7 @@ from adpe.engine.effective_batch import apply_effective_batch
 from adpe.engine.hooks.checkpointing import STOPPING, latest_checkpoint, read_training_checkpoint
 from adpe.engine.hooks.defaults import complete_hooks, complete_visualizer
 from adpe.engine.hooks.label_guard import classes_of_checkpoint
+from adpe.engine.hooks.multi_scale import record_multi_scale
 from adpe.engine.hooks.recording import config_sha256
 from adpe.engine.labels.annotations import match_annotations
 from adpe.engine.options.conflicts import check_command_line, check_length, check_runner
@@ -206,6 +208,7 @@ def test(args: argparse.Namespace) -> dict[str, float]:
     check_files(cfg, ["test_dataloader"])
     match_annotations(cfg, ["test_dataloader"], trained or None)
     cfg.setdefault("default_hooks", ConfigDict()).setdefault("label_guard", ConfigDict(type="AdPELabelGuard"))
+    as_read = copy.deepcopy(cfg)
     if args.tta:
         use_tta(cfg)
     use_unrounded_metrics(cfg)
@@ -222,6 +225,13 @@ def test(args: argparse.Namespace) -> dict[str, float]:
     runner = AdPERunner.from_cfg(cfg)
     runner.strict_load = True
     metrics = runner.test()
+    if args.tta and runner.rank == 0:
+        files, added = record_multi_scale(as_read, runner.test_dataloader.dataset, args.checkpoint, metrics)
+        told = ", ".join(f"{name} {value:.2f}" for name, value in added.items())
+        if files:
+            _say(f"{told}: recorded in {', '.join(map(str, files))}.")
+        elif added:
+            _say(f"{told}: not recorded, for no record of the run that wrote {args.checkpoint} stands beside it.")
     if args.out and args.out.endswith(".json") and runner.rank == 0:
         with atomic_write(args.out) as temporary:
             temporary.write_text(json.dumps({name: float(value) for name, value in metrics.items()}, indent=1) + "\n")

@@ -43,7 +43,7 @@ def match_annotations(cfg: Config, loaders: Iterable[str], classes: Sequence[str
             if kind == "CocoDataset":
                 names = _check_foreign(cfg, key, node, path, own)
             else:
-                names = own or classes or tuple(objects_of_categories(path))
+                names = tuple(own or classes or objects_of_categories(path))
                 if own is None and classes is not None:
                     node["classes"] = list(classes)
             classes = classes or names
