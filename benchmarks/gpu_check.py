@@ -37,7 +37,7 @@ from benchmarks.speed.machine import matmul_ceiling, peak_memory, pick_clock
 from benchmarks.speed.pretraining_speed import VARIANTS, Step, build, matmul_flops, median
 
 ROOT = Path(__file__).resolve().parents[1]
-RECORDS = ROOT / "benchmarks" / "records" / "gpu_check.jsonl"
+RECORDS = ROOT / "benchmarks" / "gpu_check.jsonl"
 CEILING_SHARE, RELATIVE_COST = 0.5, 0.15
 Result = dict[str, Any]
 

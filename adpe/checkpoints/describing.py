@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 from torch import Tensor
 
+from adpe.checkpoints.copies import unwrap
 from adpe.checkpoints.reading import read_metadata, training_config
 from adpe.checkpoints.tables import BEIT_TABLE
 from adpe.errors import UserError
@@ -55,7 +56,7 @@ def describe(raw: Mapping[str, object], state: Mapping[str, Tensor], path: str |
     tensors = {name.removeprefix("encoder."): tensor for name, tensor in state.items() if name.startswith("encoder.")}
     text = read_metadata(path, raw).get(KEY)
     if text is None:
-        return _infer(tensors, training_config(raw), str(path))
+        return _infer(tensors, training_config(raw), str(path), _usual_eps(raw))
     said = read_json(text, str(path))
     _check_tensors(said, tensors, str(path))
     return Description(said, True, {}, frozenset())
@@ -95,7 +96,16 @@ def _check_tensors(said: ModelSpecification, tensors: Mapping[str, Tensor], path
             )
 
 
-def _infer(tensors: Mapping[str, Tensor], config: Mapping[str, Any], path: str) -> Description:
+def _usual_eps(raw: Mapping[str, object]) -> tuple[float, str]:
+    """The eps of LayerNorm in models of a file's names, and whose it is: see Hugging Face's ``ViTConfig``."""
+    if any(".layernorm_before." in name for name in unwrap(raw, {})):
+        return 1e-12, "the default of Hugging Face's ViT, ViTMAE and BEiT; it does not say"
+    return 1e-6, "of MAE, DeiT, BEiT, DINO and timm's ViT; it does not say"
+
+
+def _infer(
+    tensors: Mapping[str, Tensor], config: Mapping[str, Any], path: str, usual_eps: tuple[float, str]
+) -> Description:
     """What tensors without a specification show, what the config of a training checkpoint says, and guesses."""
     values = _shapes(tensors, path)
     inferred: dict[str, str] = {}
@@ -144,7 +154,7 @@ def _infer(tensors: Mapping[str, Tensor], config: Mapping[str, Any], path: str) 
     norm = given.get("norm_cfg")
     eps = given.get("norm_eps") or (norm.get("eps") if isinstance(norm, Mapping) else None)
     if not isinstance(eps, float) or not 0 < eps < 1:
-        eps = guess("norm_eps", 1e-6, "of MAE, DeiT, BEiT, DINO and timm's ViT; it does not say")
+        eps = guess("norm_eps", *usual_eps)
     window, whole = given.get("window_size"), given.get("global_attn_indexes")
     window = window if isinstance(window, int) and window > 0 and "cls_token" not in tensors else 0
     return Description(

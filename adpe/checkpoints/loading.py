@@ -20,7 +20,7 @@ from adpe.checkpoints.agreement import check_agreement, settle_options
 from adpe.checkpoints.describing import Description, describe
 from adpe.checkpoints.names import summarize, to_our_names
 from adpe.checkpoints.reading import read_file
-from adpe.checkpoints.tables import no_effect, resize_relative_tables, settle_positions
+from adpe.checkpoints.tables import EXTRA_TOKENS, no_effect, resize_relative_tables, settle_positions
 from adpe.errors import UserError, require
 from adpe.files import atomic_write
 from adpe.models.specification import KEY, ModelSpecification
@@ -33,10 +33,12 @@ HINTS = {
     r"\.ls1\.": "LayerScale in both or in neither: init_values=",
     "relative_position_bias_table": "BEiT's relative bias in both or in neither: use_rel_pos_bias=",
     r"\.rel_pos_h": "ViTDet's decomposed relative positions in both or in neither: use_rel_pos=",
-    "reg_token|register_token|storage_token": "this encoder has no register tokens, which take part in attention: "
-    "take the checkpoint without registers",
+    EXTRA_TOKENS: "this encoder has no register and no distillation tokens, which take part in attention: take the "
+    "checkpoint without registers or distillation",
     r"\.mlp\.w12": "SwiGLU is not supported: take a checkpoint with a GELU MLP",
 }
+
+_PATCHES = "patch_embed.proj.weight"
 
 
 @dataclass
@@ -137,8 +139,11 @@ def load_checkpoint(
         described = describe(raw, state, path)
     report.carried = described.carried
     if isinstance(model, VisionTransformer):
+        others = tuple(name.removesuffix(_PATCHES) for name in state if name.endswith(f".{_PATCHES}"))
         for name in [name for name in state if not name.startswith("encoder.")]:
-            report.dropped[name] = "not part of the encoder"
+            report.dropped[name] = (
+                "another encoder; that of encoder is taken" if name.startswith(others) else "not part of the encoder"
+            )
         state = {name.removeprefix("encoder."): state[name] for name in state if name.startswith("encoder.")}
     encoder: Any = model if isinstance(model, VisionTransformer) else model.encoder
     prefix = "" if encoder is model else "encoder."

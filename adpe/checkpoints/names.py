@@ -2,7 +2,8 @@
 
 Ours are those of :class:`adpe.MAE`: ``encoder.*`` (timm's ViT names), ``mask_token``, ``decoder.*`` and
 ``adversary.*``. Read: this project, the AdPE reference, MAE, timm's ViT and BEiT, mmpretrain (``VisionTransformer``,
-``MAEViT``, ``BEiTViT``), mmsegmentation (``VisionTransformer``, ``MAE``, ``BEiT``), detectron2's ViTDet, DINO, DINOv2.
+``MAEViT``, ``BEiTViT``), mmsegmentation (``VisionTransformer``, ``MAE``, ``BEiT``), detectron2's ViTDet, DINO, DINOv2,
+transformers and torchvision (`adpe.checkpoints.other_libraries`).
 """
 
 from __future__ import annotations
@@ -14,18 +15,13 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from adpe.checkpoints.copies import one_encoder, unwrap, without_wrappers
+from adpe.checkpoints.other_libraries import from_other_libraries
 from adpe.errors import UserError
 from adpe.models.pos_embed import is_sincos, sincos_table
 from adpe.models.vit import FORM
 
 Framework = Literal["adpe", "timm", "mae", "mmseg", "mmpretrain", "detectron2"]
-
-# Prefixes that wrappers (DistributedDataParallel, FSDP, torch.compile, a model that holds the model) put before names.
-WRAPPERS = r"(?:(?:module|_orig_mod|_fsdp_wrapped_module|model)\.)*"
-
-# Keys under which trainers keep an average of the weights (EMA) beside the raw ones, and all keys of copies.
-AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict")
-COPIES = (*AVERAGED, "state_dict", "model")
 
 # Every framework's names as timm's, in this order.
 TO_TIMM = [
@@ -48,7 +44,11 @@ TO_OURS = [
     (r"^decoder_pos_embed$", "decoder.pos_embed"),
     (r"\.attn\.rpe_k\.lookup_table_weight$", ".attn.rel_pos_table"),  # the AdPE reference
 ]
-NOT_OF_THE_ENCODER = re.compile(r"(?:decoder|adversary|mask_token|data_preprocessor)(?:\.|$)|\w*head(?:\.|_)")
+# What stands beside the names of an encoder and is none of it.
+NOT_OF_THE_ENCODER = re.compile(
+    r"(?:decoder|adversary|mask_token|data_preprocessor|teacher|student|predictor|projector|center|logit_scale)(?:\.|$)"
+    r"|\w*head(?:\.|_)"
+)
 
 _MMLAB = [
     (r"^blocks\.", "layers."),
@@ -82,7 +82,7 @@ def to_our_names(
     """Translate a state dict of any known format.
 
     Args:
-        state: raw names, possibly nested under ``state_dict``, ``model``, ``teacher`` or ``student``.
+        state: raw names, possibly nested and with several copies, see :mod:`adpe.checkpoints.copies`.
         source: what error messages call it.
         dropped: takes name to reason of what is left out.
 
@@ -93,9 +93,9 @@ def to_our_names(
         UserError: if it holds no encoder.
     """
     dropped = {} if dropped is None else dropped
-    raw = {re.sub(f"^{WRAPPERS}", "", name): tensor for name, tensor in unwrap(state, dropped).items()}
+    raw = one_encoder(without_wrappers(unwrap(state, dropped), dropped), dropped, source)
     tensors: dict[str, Tensor] = {}
-    for name, tensor in _of_the_backbone(raw, dropped).items():
+    for name, tensor in from_other_libraries(raw, dropped).items():
         for pattern, replacement in TO_TIMM:
             name = re.sub(pattern, replacement, name)
         if name.endswith("relative_position_index"):
@@ -105,6 +105,7 @@ def to_our_names(
     _join_query_and_value_bias(tensors)
     _share_bias_table(tensors)
     translated: dict[str, Tensor] = {}
+    apart = any(name.startswith("encoder.patch_embed.") for name in tensors)
     stacks: dict[str, dict[int, Tensor]] = {}
     for name, tensor in tensors.items():
         match = re.fullmatch(r"(decoder_)?blocks\.(\d+)\.attn\.rpe_k\.(adv_token|adv_shift|no_shift)", name)
@@ -112,7 +113,9 @@ def to_our_names(
             stage = "adversary.decoder" if match[1] else "adversary.encoder"
             stacks.setdefault(stage, {})[int(match[2])] = tensor.flatten()
         elif match is None:
-            translated[_our_name(name, tensor)] = tensor.squeeze(0) if name.endswith("lookup_table_weight") else tensor
+            translated[_our_name(name, tensor, apart)] = (
+                tensor.squeeze(0) if name.endswith("lookup_table_weight") else tensor
+            )
     form = _form_of_relative_tables(tensors)
     if form is not None:
         translated[f"encoder.{FORM}"] = torch.tensor(form)
@@ -207,53 +210,6 @@ def summarize(names: Iterable[str]) -> str:
     return text + (f" and {len(words) - 6} more" if len(words) > 6 else "")
 
 
-def unwrap(
-    state: Mapping[str, object], dropped: dict[str, str], averaged: Iterable[str] = ("state_dict_ema",)
-) -> dict[str, Tensor]:
-    """The tensors of a file, which may be nested, and which of several copies they are.
-
-    Args:
-        state: the file's contents.
-        dropped: takes the name of each copy that is left out, to the reason.
-        averaged: keys of averaged weights that are taken before the raw ones: timm's own loader takes
-            ``state_dict_ema`` and ``model_ema``; the authors' fine-tuning of DeiT and ConvNeXt takes ``model``, and
-            mmengine's ``state_dict`` holds what its EMA hook evaluates.
-    """
-    keys = (*averaged, "state_dict", "model", "teacher", "student")
-    for key in keys:
-        inner = state.get(key)
-        if isinstance(inner, Mapping):
-            if key == "teacher" and "student" in state:
-                dropped["student"] = "the teacher's weights are taken, as DINO evaluates them"
-            for other in COPIES:
-                if other != key and isinstance(state.get(other), Mapping) and {key, other} & set(AVERAGED):
-                    dropped[other] = f"{'averaged' if other in AVERAGED else 'raw'} weights; those of {key} are taken"
-            return unwrap(inner, dropped, averaged)
-    return {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
-
-
-def _of_the_backbone(raw: Mapping[str, Tensor], dropped: dict[str, str]) -> dict[str, Tensor]:
-    """The encoder of a detector, segmentor, classifier or DINO model, with mmpretrain's MAE decoder and its heads."""
-    if not any(name.startswith("backbone.") for name in raw):
-        return dict(raw)
-    prefix = "backbone.net." if any(name.startswith("backbone.net.") for name in raw) else "backbone."
-    tensors = {}
-    for name, tensor in raw.items():
-        decoder = re.match(r"neck\.(?=decoder_|mask_token$)", name)
-        head = re.match(r"head\.(?:fc|layers\.head)\.", name)
-        if name.startswith(prefix):
-            tensors[name.removeprefix(prefix)] = tensor
-        elif decoder:
-            tensors[name[decoder.end() :]] = tensor
-        elif re.match(r"neck\.ln1\.", name) and "neck.decoder_embed.weight" in raw:
-            tensors[name.replace("neck.ln1.", "decoder_norm.")] = tensor
-        elif head:
-            tensors[f"head.{name[head.end() :]}"] = tensor
-        else:
-            dropped[name] = "not part of the backbone"
-    return tensors
-
-
 def _join_query_and_value_bias(tensors: dict[str, Tensor]) -> None:
     """BEiT's biases of query and value as one of query, key (zero) and value: the same function."""
     for name in [name for name in tensors if name.endswith(".attn.q_bias")]:
@@ -295,11 +251,12 @@ def _form_of_relative_tables(tensors: Mapping[str, Tensor]) -> float | None:
     return 0.0 if table is not None and is_sincos(table) else None
 
 
-def _our_name(name: str, tensor: Tensor) -> str:
+def _our_name(name: str, tensor: Tensor, apart: bool) -> str:
+    """`apart`: the encoder has its prefix, and what has another one is not of it."""
     if name == "adv_token":  # the reference's one name for two things, told apart by their rank
         return "adversary.token" if tensor.ndim == 3 else "adversary.shift"
     for pattern, replacement in TO_OURS:
         name = re.sub(pattern, replacement, name)
-    if name.startswith(("encoder.", "head.")) or not NOT_OF_THE_ENCODER.match(name):
+    if name.startswith(("encoder.", "head.")) or not (apart or NOT_OF_THE_ENCODER.match(name)):
         return f"encoder.{name.removeprefix('encoder.')}"
     return name

@@ -27,6 +27,16 @@ NOT_THE_NETWORK = ("type", "compile", "data_preprocessor", "out_indices", "final
 
 PICKLES = (".pkl", ".pickle")
 
+# First bytes of files that are mistaken for checkpoints, in lower case.
+_OTHER_FORMATS = {
+    b"\x89hdf\r\n": ("an HDF5 file, as Keras writes", "Convert it to PyTorch first."),
+    b"version https://git-lfs": ("a pointer of Git LFS instead of the file", "Run git lfs pull."),
+    b"<!doctype": ("a web page", "Download the file itself."),
+    b"<html": ("a web page", "Download the file itself."),
+    b"<?xml": ("an XML document, such as a server's error", "Download the file itself."),
+    b"\x1f\x8b": ("gzip-compressed", "Unpack it first."),
+}
+
 
 class LoggedScalar:
     """Stands for mmengine's HistoryBuffer, whose state it takes as attributes: reading one needs no mmengine."""
@@ -77,6 +87,7 @@ def read_file(path: str | Path) -> Mapping[str, object]:
         raise UserError(f"Checkpoint {path} does not exist: give the path of a .pth, .pt, .pkl or .safetensors file.")
     if path.stat().st_size == 0:
         raise UserError(f"Checkpoint {path} is empty (0 bytes): write or download it again.")
+    _refuse_other_formats(path)
     try:
         state = _read(path)
     except pickle.UnpicklingError as error:
@@ -101,6 +112,30 @@ def read_file(path: str | Path) -> Mapping[str, object]:
     if not isinstance(state, Mapping):
         raise UserError(f"Checkpoint {path} holds a {type(state).__name__}, expected a dict of tensors.")
     return state
+
+
+def _refuse_other_formats(path: Path) -> None:
+    """Raise UserError for whole files that are no checkpoint, by their first bytes or, of zips, their members."""
+    with open(path, "rb") as file:
+        head = file.read(64)
+    names: list[str] = []
+    if head.startswith(b"PK") and zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    # An ONNX file is a protobuf message: field 1 is the version of its format, then comes the producer or the graph.
+    message = head[:1] == b"\x08" and head[1:2] < b"\x20" and path.suffix != ".safetensors"
+    if message and (head[2:3] in (b"\x12", b"\x3a") or path.suffix == ".onnx"):
+        kind, remedy = "an ONNX graph", "Take the checkpoint that it was exported from."
+    elif any(name.split("/")[1:2] == ["constants.pkl"] for name in names):
+        kind, remedy = "a TorchScript program", "Take the state_dict() that it was made of."
+    elif names and all(name.endswith(".npy") for name in names):
+        kind, remedy = "a NumPy archive", "Convert it to PyTorch first, as timm does with those of JAX."
+    else:
+        found = next((said for start, said in _OTHER_FORMATS.items() if head.lstrip().lower().startswith(start)), None)
+        if found is None:
+            return
+        kind, remedy = found
+    raise UserError(f"{path} is {kind}, expected what torch.save, safetensors or detectron2 wrote. {remedy}")
 
 
 def _read(path: Path) -> object:

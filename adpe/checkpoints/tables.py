@@ -16,6 +16,8 @@ from adpe.models.resampling import resample_pos_embed
 from adpe.models.vit import VisionTransformer
 
 BEIT_TABLE = ".relative_position_bias_table"
+# Tokens beside patches and class token, of DINOv2 with registers, DINOv3 and distilled DeiT.
+EXTRA_TOKENS = r"(?:reg_token|register_tokens?|storage_tokens?|dist_token)$"
 _RULES = {"bicubic": "bicubic", "timm": "bicubic with antialias, as timm", "dino": "bicubic by scale factors, as DINO"}
 
 
@@ -41,6 +43,7 @@ def settle_positions(
         UserError: for a table that cannot be fitted, or that the model does not have.
     """
     name = f"{prefix}pos_embed"
+    _refuse_rows_of_other_tokens(name, state, report)
     _add_class_row(name, state, report)
     _drop_fixed("decoder.pos_embed", wanted, state, report)
     table = state.get(name)
@@ -101,6 +104,17 @@ def _grid_of_table(
         f"{report.path}: {name} has shape {tuple(table.shape)}: without a square grid and at most a class token it "
         f"cannot be resized to {new[0]}x{new[1]} patches. Set img_size to that of the checkpoint."
     )
+
+
+def _refuse_rows_of_other_tokens(name: str, state: Mapping[str, Tensor], report: Any) -> None:
+    table = state.get(name)
+    tokens = [key for key in state if re.search(EXTRA_TOKENS, key)]
+    if table is not None and tokens and square_side(table) <= 0:
+        raise UserError(
+            f"{report.path}: {name} has shape {tuple(table.shape)} with rows for {', '.join(tokens)}, which this "
+            "encoder does not have and which take part in attention. Take the checkpoint without registers or "
+            "distillation."
+        )
 
 
 def _add_class_row(name: str, state: dict[str, Tensor], report: Any) -> None:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from mmengine.registry import DATASETS
 from torch.utils.data import Dataset
 
@@ -53,6 +54,7 @@ class AdPEClassificationDataset(Dataset):
 
         self.images = ImageSource(source, split=split, on_corrupt=on_corrupt, cache_dir=cache_dir)
         self.classes = tuple(self.images.classes)
+        self._labels = self.images.labels
         loose = (self.images.labels < 0).nonzero()[0]
         if len(loose):
             raise UserError(
@@ -78,6 +80,15 @@ class AdPEClassificationDataset(Dataset):
         """Class names, which mmengine stores in checkpoints."""
         return {"classes": self.classes}
 
+    def match_classes(self, classes: Sequence[str]) -> None:
+        """Number the class folders as `classes`, those of training, which may have folders that are not here.
+
+        Raises:
+            UserError: for folders that `classes` does not have.
+        """
+        self._labels = match_labels(self.images, classes)
+        self.classes = tuple(classes)
+
     def __len__(self) -> int:
         return len(self.chosen)
 
@@ -89,8 +100,24 @@ class AdPEClassificationDataset(Dataset):
             and `label` (int) of the image delivered, another than asked for where a corrupt one was skipped.
         """
         image, delivered = self.images.load(self.chosen[index])
-        path, label = self.images.path(delivered), self.images.label(delivered)
+        path, label = self.images.path(delivered), int(self._labels[delivered])
         return {
             "inputs": self.transform(image),
             "data_samples": {"img_path": path, "index": delivered, "label": label},
         }
+
+
+def match_labels(images: ImageSource, classes: Sequence[str]) -> np.ndarray:
+    """Labels ``(N,)`` int64 of the images of class folders as indices into `classes`; -1 outside of a folder.
+
+    Raises:
+        UserError: for folders that `classes` does not have.
+    """
+    unknown = [name for name in images.classes if name not in set(classes)]
+    if unknown:
+        raise UserError(
+            f"{images!r}: the class folders {', '.join(unknown[:8])} are not among the {len(classes)} classes of "
+            f"training ({', '.join(list(classes)[:8])}). Labels are matched by name: correct the folders' names."
+        )
+    numbers = np.asarray([list(classes).index(name) for name in images.classes] + [-1], dtype=np.int64)
+    return numbers[images.labels]

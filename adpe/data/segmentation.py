@@ -9,7 +9,13 @@ from typing import Any
 from mmengine.registry import DATASETS
 
 from adpe.data.checks.inspection import PathLike, existing_folder, list_images
-from adpe.data.checks.layout import check_label_maps, check_not_full_ade20k, read_classes, with_label_maps
+from adpe.data.checks.layout import (
+    check_label_maps,
+    check_not_full_ade20k,
+    check_two_labels,
+    read_classes,
+    with_label_maps,
+)
 from adpe.data.loading import NamesFiles
 from adpe.errors import UserError, require
 
@@ -127,5 +133,8 @@ def checked_data_list(dataset: BaseSegDataset, load: Callable[[], list[dict[str,
     items = load()
     pairs = [(Path(item["img_path"]), Path(item["seg_map_path"])) for item in items if "seg_map_path" in item]
     on_corrupt = "error" if dataset.test_mode else "skip"
-    check_label_maps(pairs, len(dataset.metainfo["classes"]), dataset.reduce_zero_label, on_corrupt)
+    classes = dataset.metainfo["classes"]
+    seen = check_label_maps(pairs, len(classes), dataset.reduce_zero_label, on_corrupt)
+    if not dataset.test_mode:
+        check_two_labels([label_map for _, label_map in pairs], seen, classes, dataset.reduce_zero_label)
     return items

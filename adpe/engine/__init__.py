@@ -6,6 +6,7 @@ from adpe.engine import pretraining as pretraining
 from adpe.engine import runner as runner
 from adpe.engine.hooks import checkpointing as checkpointing
 from adpe.engine.hooks import guards as guards
+from adpe.engine.hooks import label_guard as label_guard
 from adpe.engine.hooks import recording as recording
 from adpe.engine.hooks import silent_failures as silent_failures
 from adpe.engine.hooks import visualization as visualization

@@ -20,7 +20,10 @@ from adpe.distributed import port_in_use
 from adpe.engine.config import check_files, dicts, mistake_in_config, read_config
 from adpe.engine.hooks.checkpointing import STOPPING, latest_checkpoint, read_training_checkpoint
 from adpe.engine.hooks.defaults import complete_hooks, complete_visualizer
+from adpe.engine.hooks.label_guard import classes_of_checkpoint
+from adpe.engine.hooks.multi_scale import record_multi_scale
 from adpe.engine.hooks.recording import config_sha256
+from adpe.engine.labels.annotations import match_annotations
 from adpe.engine.options.conflicts import check_command_line, check_length, check_runner
 from adpe.engine.processes import check_launcher, join, lock_work_dir, lost_process, unlock_work_dirs
 from adpe.engine.resolved_protocol import swept_paths, task_protocol
@@ -183,6 +186,7 @@ def train(args: argparse.Namespace) -> AdPERunner:
     batch = apply_effective_batch(cfg, processes)
     _fit_to_device(cfg, args.launcher)
     complete_hooks(cfg)
+    match_annotations(cfg, ["train_dataloader", "val_dataloader"])
     use_unrounded_metrics(cfg)
     join(cfg, args.launcher)
     precision = settle_precision(cfg)
@@ -204,13 +208,17 @@ def test(args: argparse.Namespace) -> dict[str, float]:
     for name in ("test_dataloader", "test_cfg", "test_evaluator", "model"):
         if cfg.get(name) is None:
             raise UserError(f"config {cfg.filename} has no {name}, which testing needs.")
-    read_training_checkpoint(args.checkpoint)  # found unreadable before the model and the data are built
+    # Found unreadable before the model and the data are built.
+    trained = classes_of_checkpoint(read_training_checkpoint(args.checkpoint))
     cfg.load_from, cfg.resume = args.checkpoint, False
     settle_start(cfg, args.checkpoint)
     # The weights come from the checkpoint that is tested.
     for node in (cfg.model, cfg.model.get("backbone") or {}):
         node.pop("init_cfg", None)
     check_files(cfg, ["test_dataloader"])
+    match_annotations(cfg, ["test_dataloader"], trained or None)
+    cfg.setdefault("default_hooks", ConfigDict()).setdefault("label_guard", ConfigDict(type="AdPELabelGuard"))
+    as_read = copy.deepcopy(cfg)
     if args.tta:
         use_tta(cfg)
     use_unrounded_metrics(cfg)
@@ -227,6 +235,15 @@ def test(args: argparse.Namespace) -> dict[str, float]:
     runner = AdPERunner.from_cfg(_named(cfg))
     runner.strict_load = True
     metrics = runner.test()
+    if args.tta and runner.rank == 0:
+        files, added = record_multi_scale(as_read, runner.test_dataloader.dataset, args.checkpoint, metrics)
+        told = ", ".join(f"{name} {value:.2f}" for name, value in added.items())
+        if files:
+            _print_once(f"{told}: recorded in {', '.join(map(str, files))}.")
+        elif added:
+            _print_once(
+                f"{told}: not recorded, for no record of the run that wrote {args.checkpoint} stands beside it."
+            )
     if args.out and args.out.endswith(".json") and runner.rank == 0:
         with atomic_write(args.out) as temporary:
             temporary.write_text(json.dumps({name: float(value) for name, value in metrics.items()}, indent=1) + "\n")

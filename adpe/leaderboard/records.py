@@ -35,6 +35,7 @@ _FILES = ("checkpoint", "per_image")
 # What tells the runs of a file apart: a record that agrees in all of these is the same one written again.
 _IDENTITY = (
     "suite", "run", "method", "task", "dataset", "start", "sweep", "seed", "config_sha256", "checkpoint_sha256",
+    "fingerprint",
 )  # fmt: skip
 
 
@@ -83,7 +84,8 @@ def read_records(path: str | Path) -> tuple[list[dict[str, Any]], list[str]]:
     """Read a file of records.
 
     Returns:
-        the valid records in order of the file, and for each other line a sentence ``path:line: what is wrong``.
+        the valid records in order of the file, without those that a later record of their run repeats with more
+        metrics, and for each line that is no record a sentence ``path:line: what is wrong``.
     """
     records, faults = [], []
     for number, line in enumerate(Path(path).read_bytes().splitlines(keepends=True), start=1):
@@ -101,7 +103,7 @@ def read_records(path: str | Path) -> tuple[list[dict[str, Any]], list[str]]:
         else:
             records.append(record)
     share_protocols(records)
-    return records, faults
+    return _without_completed(records), faults
 
 
 def share_protocols(records: Iterable[dict[str, Any]]) -> None:
@@ -185,7 +187,28 @@ def _named(record: Mapping[str, Any]) -> bool:
 
 
 def _is_same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    return _is_same_run(one, other) and one["metrics"].keys() == other["metrics"].keys()
+
+
+def _is_same_run(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     return all(one.get(name) == other.get(name) for name in _IDENTITY)
+
+
+def _without_completed(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The records but for those whose run has a later one with the same metrics and more, as a test with --tta adds."""
+    by_run: dict[Any, list[dict[str, Any]]] = {}
+    for record in records:
+        by_run.setdefault((record["run"], record["seed"], record.get("checkpoint_sha256")), []).append(record)
+
+    def is_completed(record: dict[str, Any]) -> bool:
+        members = by_run[record["run"], record["seed"], record.get("checkpoint_sha256")]
+        at = next(i for i, member in enumerate(members) if member is record)
+        return any(
+            _is_same_run(record, other) and record["metrics"].items() < other["metrics"].items()
+            for other in members[at + 1 :]
+        )
+
+    return [record for record in records if not is_completed(record)]
 
 
 def _finite(value: Any) -> Any:

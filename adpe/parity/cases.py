@@ -164,8 +164,9 @@ def relative_error(ours: Tensor, theirs: Tensor) -> float:
     """Largest difference over the largest magnitude of `theirs`; NaN if either has one, infinite for another shape."""
     if ours.shape != theirs.shape:
         return math.inf
-    difference = (ours.detach().double() - theirs.double()).abs().max().item()
-    return difference / (theirs.double().abs().max().item() or 1e-30)
+    ours, theirs = ours.detach().double().cpu(), theirs.double().cpu()
+    difference = (ours - theirs).abs().max().item()
+    return difference / (theirs.abs().max().item() or 1e-30)
 
 
 def largest_error(errors: Iterable[float]) -> float:

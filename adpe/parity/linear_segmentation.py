@@ -177,7 +177,7 @@ def _random_crop(case: GoldenCase) -> CaseResult:
     (height, width), errors = case.options["crop"], []
     for index, count in enumerate(case.options["draws"]):
         offsets = iter([(row, column) for row, column in case.arrays[f"input.{index}.offsets"].tolist()])
-        top, left = crop_offset(label[0].numpy(), (height, width), partial(next, offsets))
+        top, left = crop_offset(label[0].cpu().numpy(), (height, width), partial(next, offsets))
         part = slice(None), slice(top, top + height), slice(left, left + width)
         errors.append(relative_error(image[part], case.arrays[f"output.{index}.image"]))
         errors.append(relative_error(label[part], case.arrays[f"output.{index}.label"]))

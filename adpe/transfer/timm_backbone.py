@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,8 +16,8 @@ from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from adpe.checkpoints.copies import unwrap, without_wrappers
 from adpe.checkpoints.loading import check_values
-from adpe.checkpoints.names import WRAPPERS, unwrap
 from adpe.checkpoints.reading import read_file
 from adpe.errors import UserError, require
 from adpe.transfer.initialisation import starting_checkpoint
@@ -29,6 +28,11 @@ _ANY_SIZE = {"dynamic_img_size": True, "strict_img_size": False}
 
 # Keys of averaged weights that timm's own loader takes before the raw ones.
 TIMMS_AVERAGES = ("state_dict_ema", "model_ema")
+# What may stand before the names of a model, outermost first; of several, the first is taken, as for plain ViTs.
+_PREFIXES = (
+    "base_encoder.", "encoder_q.", "teacher.", "student.", "image_encoder.", "visual.", "trunk.", "backbone.",
+    "encoder.", "net.",
+)  # fmt: skip
 
 
 @MODELS.register_module()
@@ -127,8 +131,8 @@ class AdPETimmBackbone(BaseModule):
         if path is None:
             return
         dropped: dict[str, str] = {}
-        state = _without_prefixes(unwrap(read_file(path), dropped, TIMMS_AVERAGES))
         own = self.net.state_dict()
+        state = _without_prefixes(without_wrappers(unwrap(read_file(path), dropped, TIMMS_AVERAGES), dropped), own)
         if not set(own) <= set(state):  # else a run of this backbone wrote it
             state = self._as_timm_reads(state, path)
         wanted = {name: name if name in state else _name_in_timm(name, state) for name in own}
@@ -197,12 +201,12 @@ class AdPETimmBackbone(BaseModule):
         return {f"net.{own}" for own, theirs in self._own_names.items() if theirs in self._no_weight_decay}
 
 
-def _without_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Names without what wrappers, segmentors, detectors and this backbone put before them."""
-    state = {re.sub(f"^{WRAPPERS}", "", name): tensor for name, tensor in state.items()}
-    for prefix in ("backbone.", "net."):
+def _without_prefixes(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Names without what segmentors, detectors, self-supervised methods and this backbone put before them."""
+    for prefix in _PREFIXES:
         inner = {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
-        state = inner or state
+        if inner and not any(name.startswith(prefix) for name in own):
+            state = inner
     return state
 
 

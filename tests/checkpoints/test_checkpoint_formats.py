@@ -175,7 +175,7 @@ def test_dinov2(tmp_path) -> None:
     model = encoder(2, learned_pos_embed=True)
     report = adpe.load_checkpoint(model, tmp_path / "dinov2.pth", verbose=False)
     assert same(model.state_dict(), encoder(1, learned_pos_embed=True).state_dict())
-    assert report.dropped["student"] == "the teacher's weights are taken, as DINO evaluates them"
+    assert "teacher" in report.dropped["student"]
     assert report.dropped["dino_head.mlp.0.weight"] == "not part of the backbone"
     assert report.dropped["mask_token"] == "not part of the encoder"
     assert report.coverage == 100.0

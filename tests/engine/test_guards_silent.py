@@ -18,7 +18,7 @@ from test_adversary import KINDS
 from test_visualize import OPTIONS, write_images
 from torch import nn
 
-from adpe.engine.hooks.silent_failures import _labels
+from adpe.engine.hooks.label_guard import _labels
 from adpe.engine.launch import test_main as evaluate
 from adpe.engine.launch import train_main
 
@@ -285,6 +285,6 @@ def test_labels_of_detection_and_classification():
     detection, classification = BaseDataElement(), BaseDataElement()
     detection.gt_instances = InstanceData(labels=torch.tensor([3, 1]), bboxes=torch.zeros(2, 4))
     classification.gt_label = BaseDataElement(label=torch.tensor([2]))
-    found = list(_labels({"data_samples": [detection, BaseDataElement(), classification]}))
+    found = [labels for _, labels in _labels({"data_samples": [detection, BaseDataElement(), classification]})]
     assert [labels.tolist() for labels in found] == [[3, 1], [2]]
     assert list(_labels({"data_samples": {"img_path": ["a"]}})) == list(_labels([1])) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,14 @@ from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import DATASETS, MODELS, TRANSFORMS, DefaultScope
 
+from adpe.engine.hooks.multi_scale import record_multi_scale
+from adpe.engine.launch import test_main as evaluate
+from adpe.engine.launch import train_main
 from adpe.engine.runner import AdPERunner
 from adpe.errors import UserError
+from adpe.leaderboard.protocol import changes
+from adpe.leaderboard.ranking import build_leaderboard
+from adpe.leaderboard.records import read_records
 from adpe.transfer.tta import use_tta
 
 ADE20K = "configs/ade20k_upernet_vitb.py"
@@ -172,3 +179,85 @@ def test_config_without_tta() -> None:
     cfg = config("configs/coco_maskrcnn_vitb.py")
     with pytest.raises(UserError, match=r"coco_maskrcnn_vitb.py has no tta_model and no tta_pipeline"):
         use_tta(cfg)
+
+
+# Its record -----------------------------------------------------------------------------------------------------------
+
+CONFIG = """
+_base_ = {base!r}
+tta_model = dict(type="AdPESegmentationTTA")
+tta_pipeline = [
+    dict(type="LoadImageFromFile"),
+    dict(
+        type="TestTimeAug",
+        transforms=[
+            [dict(type="ResizeShortestEdge", scale=scale, max_size=10**6) for scale in {scales}],
+            [dict(type="RandomFlip", prob=prob, direction="horizontal") for prob in (0.0, 1.0)],
+            [dict(type="LoadAnnotations", reduce_zero_label=True)],
+            [dict(type="PackSegInputs")],
+        ],
+    ),
+]
+"""
+
+
+def demo_dataset(folder: Path) -> Path:
+    rng = np.random.default_rng(0)
+    for split, count in (("training", 4), ("validation", 2)):
+        for kind in ("images", "annotations"):
+            (folder / kind / split).mkdir(parents=True)
+        for index in range(count):
+            labels = np.kron(rng.integers(1, 5, (2, 2)), np.ones((24, 24))).astype(np.uint8)
+            pixels = np.stack([labels * 50, labels * 20, 255 - labels * 50], axis=-1)
+            Image.fromarray(pixels).save(folder / f"images/{split}/{index}.jpg")
+            Image.fromarray(labels).save(folder / f"annotations/{split}/{index}.png")
+    return folder
+
+
+def test_the_record_of_a_run_gains_the_multi_scale_metric(tmp_path: Path) -> None:
+    """Same run, both metrics; scales other than the run's config are another protocol; no record without a run's."""
+    base = str(Path(__file__).resolve().parents[2] / "configs/demo/segmentation.py")
+    for name, scales in (("own", (48, 64)), ("other", (48, 96))):
+        (tmp_path / f"{name}.py").write_text(CONFIG.format(base=base, scales=scales))
+    root, work, suite = str(demo_dataset(tmp_path / "data")), tmp_path / "suite" / "upernet" / "run", tmp_path / "suite"
+    options = [
+        "--cfg-options", f"data_root={root}", "max_iters=1", "effective_batch=2", "train_dataloader.batch_size=2",
+        "num_classes=4", "train_dataloader.num_workers=0", "train_dataloader.persistent_workers=False",
+        "val_dataloader.num_workers=0", "val_dataloader.persistent_workers=False",
+        "test_dataloader.num_workers=0", "test_dataloader.persistent_workers=False",
+    ]  # fmt: skip
+    records = ["record.suite=s", f"record_file={suite / 'records.jsonl'}"]
+    train_main([str(tmp_path / "own.py"), "--work-dir", str(work), "--seed", "1", *options, *records])
+    (trained,) = read_records(work / "record.jsonl")[0]
+    assert set(trained["metrics"]) >= {"mIoU"}
+    assert trained["protocol"]["config"]["tta_pipeline"][1]["transforms"][0][1]["scale"] == 64
+
+    def tested(config: str, *more: str) -> float:
+        out = tmp_path / "metrics.json"
+        arguments = [str(tmp_path / config), str(work / "iter_1.pth"), "--work-dir", str(tmp_path / "test")]
+        evaluate([*arguments, "--out", str(out), *more, *options])
+        return float(json.loads(out.read_text())["mIoU"])
+
+    tested("own.py")
+    assert read_records(work / "record.jsonl")[0] == [trained]
+    value = tested("own.py", "--tta")
+    for file in (work / "record.jsonl", suite / "records.jsonl"):
+        assert len([line for line in file.read_text().splitlines() if line]) == 2
+        (both,) = read_records(file)[0]
+        assert both["metrics"] == {**trained["metrics"], "mIoU_ms": pytest.approx(value, abs=1e-9)}
+        assert {**both, "metrics": None} == {**trained, "metrics": None}
+    (table,) = build_leaderboard(read_records(suite / "records.jsonl")[0]).tables
+    assert table.metrics == ("mIoU", "mIoU_ms")
+    assert table.rows[0].cells["mIoU_ms"].values == {1: pytest.approx(value)}
+
+    tested("other.py", "--tta")
+    both, other = read_records(work / "record.jsonl")[0]
+    assert other["fingerprint"] != both["fingerprint"]
+    assert [change.path for change in changes(both["protocol"], other["protocol"])] == [
+        "config.tta_pipeline.TestTimeAug.transforms"
+    ]
+
+    (work / "record.jsonl").unlink()
+    (suite / "records.jsonl").unlink()
+    assert record_multi_scale(Config(), None, work / "iter_1.pth", {"mIoU": 1.0}) == ([], {"mIoU_ms": 1.0})
+    assert not (work / "record.jsonl").exists()

@@ -118,7 +118,7 @@ def check_not_full_ade20k(root: PathLike) -> None:
 
 def check_label_maps(
     pairs: Sequence[tuple[Path, Path]], num_classes: int, reduce_zero_label: bool = True, on_corrupt: str = "error"
-) -> None:
+) -> set[int]:
     """Check that each image has its label map; open up to 48 pairs for the maps' type, size and largest label.
 
     The orientation of every image is looked at: see `adpe.data.pixels.orientation_to_apply`.
@@ -129,16 +129,21 @@ def check_label_maps(
         reduce_zero_label: whether label 0 means unlabelled, so that class i has label i + 1.
         on_corrupt: what the reader does with an image that is none, ``"skip"`` or ``"error"``.
 
+    Returns:
+        the labels of the maps that were opened.
+
     Raises:
         UserError: naming the file.
     """
     _check_present(pairs)
+    seen: set[int] = set()
     check_orientations([image for image, _ in pairs], lambda index: size_of(read_label_map(pairs[index][1])))
     largest = num_classes if reduce_zero_label else num_classes - 1
     for image, label_map in sample(pairs):
         labels = read_label_map(label_map)
         check_fit(image, size_of(labels), label_map, on_corrupt)
         found = np.unique(labels)
+        seen.update(found.tolist())
         wrong = found[(found > largest) & (found != IGNORE_LABEL)]
         if wrong.size:
             meaning = "0 = unlabelled, 1" if reduce_zero_label else "0"
@@ -146,6 +151,38 @@ def check_label_maps(
                 f"{label_map}: has label {wrong[-1]}, expected {meaning}..{largest} for {num_classes} classes "
                 f"(or {IGNORE_LABEL} = ignored). Correct the classes or num_classes, or the label maps."
             )
+    return seen
+
+
+def check_two_labels(
+    label_maps: Sequence[Path], seen: set[int], classes: Sequence[str], reduce_zero_label: bool = True
+) -> None:
+    """Refuse label maps of training that have one label beside 255 = ignored, as binary masks of 0 and 255 have.
+
+    Args:
+        label_maps: their paths.
+        seen: the labels of those that were opened; the others are opened only if these have one label beside 255.
+        classes: the classes' names.
+        reduce_zero_label: whether label 0 means unlabelled.
+
+    Raises:
+        UserError: if there is nothing to tell apart.
+    """
+    ignored = {IGNORE_LABEL, 0} if reduce_zero_label else {IGNORE_LABEL}
+    labels = set(seen)
+    if IGNORE_LABEL not in labels or len(classes) < 2:
+        return
+    for path in label_maps:
+        if len(labels - ignored) > 1:
+            return
+        labels.update(np.unique(read_label_map(path)).tolist())
+    if len(labels - ignored) < 2:
+        raise UserError(
+            f"{label_maps[0].parent}: the {len(label_maps)} label maps have the labels {sorted(labels)}, of which "
+            f"{sorted(labels & ignored)} are ignored: {'no class' if labels <= ignored else 'one class alone'} of "
+            f"{len(classes)} ({first(classes, 8)}) is left. Write masks of 0 and 255 as labels of classes: 0 and 1 "
+            "with reduce_zero_label=False."
+        )
 
 
 def read_classes(

@@ -9,7 +9,8 @@ default hook              fires when                                            
 ``adversary_guard``       the adversary descends, is not optimised, or does not move                    stops
 ``collapse_guard``        the method finds that it has collapsed: unused codes, a constant teacher      stops
 ``evaluation_guard``      a validation or test set is empty, or none of its metrics is a number         stops
-``label_guard``           no label in the first pass over the training data; a class is never seen      stops; warns
+``label_guard``           classes of data, heads and checkpoint differ; no or wrong labels               stops
+                          (`adpe.engine.hooks.label_guard`); a class is never seen                      warns
 ========================  ============================================================================  ==============
 
 Each is switched off by its name: ``--cfg-options default_hooks.label_guard=None``.
@@ -21,11 +22,10 @@ Each is switched off by its name: ``--cfg-options default_hooks.label_guard=None
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from mmengine.dist import all_reduce
 from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapperDict
 from mmengine.registry import HOOKS
@@ -245,68 +245,3 @@ class AdPEEvaluationGuard(Hook):
                 f"no metric on {name} is a number ({_first(list(metrics))}): it has no label that counts, or the "
                 f"predictions are not finite. Look at its annotations and classes. {_off('evaluation_guard')}"
             )
-
-
-@HOOKS.register_module()
-class AdPELabelGuard(Hook):
-    """Stops after the first pass without any label, and names, after training, the classes that no label was of.
-
-    It reads `gt_sem_seg`, `gt_instances` and `gt_label` of the data samples, as OpenMMLab's data sets have them, in
-    batches whose data set names its ``classes``; other batches are left alone. After all classes were seen it costs
-    nothing.
-    """
-
-    def before_train(self, runner: Any) -> None:
-        metainfo = getattr(runner.train_dataloader.dataset, "metainfo", None) or {}
-        self.classes = list(metainfo.get("classes") or ())
-        self.seen = torch.zeros(len(self.classes), dtype=torch.bool)
-        self.labelled = False
-        self.begin = runner.iter
-        self.one_pass = max(1, len(runner.train_dataloader.dataset) // self._images(runner))
-
-    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        if not self.classes:
-            return
-        if not self.seen.all():
-            for labels in _labels(data_batch):
-                self.labelled = True
-                counted = labels.flatten().cpu().long()
-                # Ignored labels are outside of the classes.
-                self.seen[counted[(counted >= 0) & (counted < len(self.classes))].unique()] = True
-        if runner.iter + 1 == self.begin + self.one_pass and not self._everywhere().any() and self.labelled:
-            raise UserError(
-                f"the first {self.one_pass} iterations had no label of the {len(self.classes)} classes "
-                f"({_first(self.classes)}): all are ignored or missing. Look at reduce_zero_label, classes and the "
-                f"annotations of train_dataloader.dataset. {_off('label_guard')}"
-            )
-
-    def after_train(self, runner: Any) -> None:
-        if not self.classes:
-            return
-        seen = self._everywhere().tolist()
-        absent = [str(name) for name, there in zip(self.classes, seen, strict=True) if not there]
-        if absent and self.labelled:
-            runner.logger.warning(
-                f"{len(absent)} of {len(self.classes)} classes had no label in iterations {self.begin + 1} to "
-                f"{runner.iter}, and are not learned: {_first(absent, 20)}. Look at classes and annotations of "
-                "train_dataloader.dataset."
-            )
-
-    def _images(self, runner: Any) -> int:
-        return int(runner.train_dataloader.batch_sampler.batch_size) * runner.world_size
-
-    def _everywhere(self) -> Tensor:
-        """Which classes any process has seen."""
-        seen = self.seen.to(torch.int32)
-        all_reduce(seen, "max")
-        return seen.bool()
-
-
-def _labels(batch: Any) -> Iterator[Tensor]:
-    """The labels of a batch's data samples."""
-    samples = batch.get("data_samples") if isinstance(batch, dict) else None
-    for sample in samples if isinstance(samples, (list, tuple)) else ():
-        for name, field in (("gt_sem_seg", "data"), ("gt_instances", "labels"), ("gt_label", "label")):
-            value = getattr(getattr(sample, name, None), field, None)
-            if isinstance(value, Tensor):
-                yield value

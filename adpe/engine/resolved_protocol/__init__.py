@@ -32,6 +32,8 @@ from adpe.leaderboard.protocol import FREE_HOOKS, FREE_TOP, SWEPT, VERSION, chan
 from adpe.models.vit import VisionTransformer
 
 _ENCODERS = ("AdPEViT", "AdPEClassifier", "AdPEKNNClassifier")
+# How the metrics of ``tools/test.py --tta`` are taken (mIoU_ms), which are of the same run.
+TTA = ("tta_model", "tta_pipeline")
 _DATA = {"train": "train_dataloader", "val": "val_dataloader"}
 
 
@@ -234,7 +236,7 @@ def _batch(cfg: Config) -> int:
 def _resolved(cfg: Config) -> dict[str, Any]:
     """What the Runner is given, but for what is free; how many images a step has stands among the facts."""
     content = cfg.to_dict()
-    names = [name for name in inspect.signature(Runner.__init__).parameters if name in content]
+    names = [name for name in (*inspect.signature(Runner.__init__).parameters, *TTA) if name in content]
     config = {name: as_json(content[name]) for name in names if name not in FREE_TOP}
     if "default_hooks" in config:
         config["default_hooks"] = {

@@ -1,0 +1,1 @@
+"""What labels mean, the same in training, validation and test data, checkpoints, heads and losses."""
