@@ -43,7 +43,7 @@ def contents(images: int, annotations: int) -> dict[str, Any]:
             counts = [left * HEIGHT + top, *([side, HEIGHT - side] * (side - 1)), side]
             counts.append(WIDTH * HEIGHT - sum(counts))
             mask: Any = {"size": [HEIGHT, WIDTH], "counts": counts}
-            box, area = [left, top, side, side], side * side
+            box, area = [left, top, side, side], float(side * side)
         else:
             angles = np.linspace(0, 2 * np.pi, points[i], endpoint=False)
             outline = np.stack([x + a * np.cos(angles), y + b * np.sin(angles)], axis=1).round(2)
