@@ -10,6 +10,7 @@ import re
 import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -120,7 +121,7 @@ def _refuse_other_formats(path: Path) -> None:
         head = file.read(64)
     names: list[str] = []
     if head.startswith(b"PK") and zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
+        with suppress(zipfile.BadZipFile), zipfile.ZipFile(path) as archive:  # the reader says that it is damaged
             names = archive.namelist()
     # An ONNX file is a protobuf message: field 1 is the version of its format, then comes the producer or the graph.
     message = head[:1] == b"\x08" and head[1:2] < b"\x20" and path.suffix != ".safetensors"

@@ -88,8 +88,10 @@ def test_objects_of_categories_that_mmdet_would_drop_are_refused(tmp_path: Path)
 def segmentor(classes: int, **options: Any) -> nn.Module:
     pytest.importorskip("mmseg.models")
     head = {"type": "mmseg.FCNHead", "in_channels": 4, "channels": 4, "num_convs": 1, "norm_cfg": {"type": "BN"}}
+    # Named with its framework, as other tests of the process may have left mmengine without a default scope.
+    loss = {"loss_decode": {"type": "mmseg.CrossEntropyLoss"}}
     model = nn.Module()
-    model.decode_head = MODELS.build({**head, "num_classes": classes, **options})
+    model.decode_head = MODELS.build({**head, **loss, "num_classes": classes, **options})
     return model
 
 
