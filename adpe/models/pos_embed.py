@@ -108,7 +108,7 @@ def is_sincos(table: Tensor) -> bool:
         return False
     exact = sincos_table(side, side, table.shape[2], torch.float32, torch.device("cpu"))[:, -table.shape[1] :]
     # Half-precision copies are rounded to 1/256.
-    return torch.allclose(exact, table.float(), atol=1e-5 if table.dtype == torch.float32 else 4e-3)
+    return torch.allclose(exact, table.float().cpu(), atol=1e-5 if table.dtype == torch.float32 else 4e-3)
 
 
 def piecewise_index(offset: Tensor) -> Tensor:

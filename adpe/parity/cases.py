@@ -123,6 +123,16 @@ def check_directory(directory: str | Path, device: str | torch.device = "cpu") -
         UserError: if there is no case, the system is unknown, ``meta.json`` or a case's file is missing, unreadable or
             incomplete, or a case has an unknown name.
     """
+    meta, cases = read_directory(directory)
+    return [check_case(Path(directory), meta, case, device) for case in cases]
+
+
+def read_directory(directory: str | Path) -> tuple[dict[str, Any], list[str]]:
+    """``meta.json`` of a directory of goldens, and the names of its cases.
+
+    Raises:
+        UserError: if there is no case, or ``meta.json`` is missing or unreadable.
+    """
     directory = Path(directory)
     meta_file = directory / "meta.json"
     if not meta_file.is_file():
@@ -140,7 +150,7 @@ def check_directory(directory: str | Path, device: str | torch.device = "cpu") -
         cases.setdefault(file.stem if file.stem in cases or "system" in meta else short)
     if not cases:
         raise UserError(f"{meta_file} names no case, and {directory} holds no .npz: there is nothing to check.")
-    return [check_case(directory, meta, case, device) for case in cases]
+    return meta, list(cases)
 
 
 def check_case(directory: Path, meta: Mapping[str, Any], name: str, device: str | torch.device = "cpu") -> CaseResult:

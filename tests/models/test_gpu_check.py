@@ -1,8 +1,10 @@
 """benchmarks/gpu_check.py in its reduced form, which a CPU runs too."""
 
 import json
+import sys
 
 import pytest
+import torch
 
 from benchmarks import gpu_check
 
@@ -32,3 +34,23 @@ def test_without_a_gpu_only_the_reduced_form_runs(capsys, monkeypatch) -> None:
         gpu_check.main([])
     assert error.value.code == 2
     assert "--reduced" in capsys.readouterr().err
+
+
+def test_goldens_that_need_mmseg_are_named_where_it_is_missing(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "mmseg", None)
+    setting = gpu_check.Setting(torch.device("cpu"), reduced=False)
+    results = {result["directory"]: result for result in gpu_check.parity(setting)}
+    assert results["linear_segmentation"]["not_compared_for_want_of"] == {"miou": "mmseg"}
+    assert all(result["passed"] and not result["failed"] for result in results.values())
+    assert results["goldens"]["agree"] == results["goldens"]["cases"] == 24
+
+
+def test_a_golden_that_cannot_be_computed_fails_alone(monkeypatch) -> None:
+    def broken(*_):
+        raise RuntimeError("Expected all tensors to be on the same device")
+
+    monkeypatch.setattr("adpe.parity.method._check_trajectory", broken)
+    (result,) = gpu_check.parity(gpu_check.Setting(torch.device("cpu"), reduced=True))
+    assert not result["passed"]
+    assert result["agree"] == 12
+    assert all(case.startswith("trajectory_") for case in result["failed"])

@@ -136,3 +136,19 @@ def test_tables_made_under_autocast_serve_float32() -> None:
         "bhid,dij->bhij", F.normalize(q, dim=-1).double(), relative_rows(table.double(), (5, 6), True)
     )
     torch.testing.assert_close(relative_logits(positions_before, (5, 6), True).double(), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "device",
+    [
+        "cpu",
+        pytest.param(
+            "cuda",
+            marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")],
+        ),
+    ],
+)
+def test_the_sine_cosine_table_is_known_on_any_device(device) -> None:
+    table = sincos_table(4, 4, 16, torch.float32, torch.device(device))
+    assert pos_embed.is_sincos(table)
+    assert not pos_embed.is_sincos(table + 0.01)
