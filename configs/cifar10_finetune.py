@@ -6,7 +6,7 @@ Cost: not measured.
 Command: python tools/train.py configs/cifar10_finetune.py --cfg-options data_root=ARCHIVE pretrained=CHECKPOINT
 """
 
-_base_ = "./_base_/cifar10_classification.py"
+_base_ = ["./_base_/cifar10_classification.py", "./_base_/warmup_cosine.py"]
 
 epochs = 100
 warmup_epochs = 5
@@ -46,15 +46,5 @@ optim_wrapper = dict(
     optimizer=dict(type="AdamW", lr=lr, betas=(0.9, 0.999), weight_decay=0.05, fused=True),
     paramwise_cfg=dict(layer_decay_rate=0.75, compat="clean"),
 )
-param_scheduler = [
-    dict(type="LinearLR", start_factor=1e-8, begin=0, end=warmup_epochs, convert_to_iter_based=True),
-    dict(
-        type="CosineAnnealingLR",
-        eta_min_ratio=1e-6 / lr,
-        begin=warmup_epochs,
-        end=epochs,
-        T_max=epochs - warmup_epochs,
-        convert_to_iter_based=True,
-    ),
-]
+final_lr = dict(_delete_=True, eta_min_ratio=1e-6 / lr)
 train_cfg = dict(by_epoch=True, max_epochs=epochs, val_interval=max(1, epochs // 10))

@@ -9,7 +9,7 @@ Cost: not measured.
 Command: python tools/train.py configs/cifar10_linear.py --cfg-options data_root=ARCHIVE pretrained=CHECKPOINT
 """
 
-_base_ = "./_base_/cifar10_classification.py"
+_base_ = ["./_base_/cifar10_classification.py", "./_base_/warmup_cosine.py"]
 
 augment = False
 epochs = 90
@@ -28,16 +28,5 @@ optim_wrapper = dict(
     constructor="AdPELarsOptimWrapperConstructor",
     optimizer=dict(type="AdPELars", lr=lr, momentum=0.9, weight_decay=0.0, trust_coeff=0.001),
 )
-param_scheduler = [
-    dict(type="LinearLR", start_factor=1e-8, begin=0, end=warmup_epochs, convert_to_iter_based=True),
-    dict(
-        type="CosineAnnealingLR",
-        eta_min=0.0,
-        begin=warmup_epochs,
-        end=epochs,
-        T_max=epochs - warmup_epochs,
-        convert_to_iter_based=True,
-    ),
-]
 train_cfg = dict(by_epoch=True, max_epochs=epochs, val_interval=epochs)
 default_hooks = dict(checkpoint=dict(interval=max(1, epochs // 5)))

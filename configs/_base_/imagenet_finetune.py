@@ -4,7 +4,7 @@ The table of absolute positions is trained, from that of pretraining on (MAE, Ad
 query, as in the AdPE repository's encoder for fine-tuning.
 """
 
-_base_ = "./imagenet_classification.py"
+_base_ = ["./imagenet_classification.py", "./warmup_cosine.py"]
 
 epochs = 100
 warmup_epochs = 5
@@ -47,15 +47,5 @@ optim_wrapper = dict(
     paramwise_cfg=dict(layer_decay_rate=0.65, compat="clean"),
 )
 # The minimum of 1e-6 is that of the full rate; layers with less end at the same share of theirs.
-param_scheduler = [
-    dict(type="LinearLR", start_factor=1e-8, begin=0, end=warmup_epochs, convert_to_iter_based=True),
-    dict(
-        type="CosineAnnealingLR",
-        eta_min_ratio=1e-6 / lr,
-        begin=warmup_epochs,
-        end=epochs,
-        T_max=epochs - warmup_epochs,
-        convert_to_iter_based=True,
-    ),
-]
+final_lr = dict(_delete_=True, eta_min_ratio=1e-6 / lr)
 train_cfg = dict(by_epoch=True, max_epochs=epochs, val_interval=max(1, epochs // 10))

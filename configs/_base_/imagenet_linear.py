@@ -1,6 +1,6 @@
 """MAE's linear probe on ImageNet (arXiv 2111.06377, table 10; facebookresearch/mae FINETUNE.md, main_linprobe.py)."""
 
-_base_ = "./imagenet_classification.py"
+_base_ = ["./imagenet_classification.py", "./warmup_cosine.py"]
 
 epochs = 90
 warmup_epochs = 10
@@ -23,17 +23,6 @@ optim_wrapper = dict(
     constructor="AdPELarsOptimWrapperConstructor",
     optimizer=dict(type="AdPELars", lr=lr, momentum=0.9, weight_decay=0.0, trust_coeff=0.001),
 )
-param_scheduler = [
-    dict(type="LinearLR", start_factor=1e-8, begin=0, end=warmup_epochs, convert_to_iter_based=True),
-    dict(
-        type="CosineAnnealingLR",
-        eta_min=0.0,
-        begin=warmup_epochs,
-        end=epochs,
-        T_max=epochs - warmup_epochs,
-        convert_to_iter_based=True,
-    ),
-]
 # The statistics of the BatchNorm are averaged over processes, which would each evaluate with their own.
 custom_hooks = [dict(type="SyncBuffersHook")]
 train_cfg = dict(by_epoch=True, max_epochs=epochs, val_interval=max(1, epochs // 10))

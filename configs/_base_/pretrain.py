@@ -5,7 +5,7 @@ both players, the learning rate by images and not by crops, 1.5e-4 x images / 25
 cosine to 0, by iteration; bfloat16.
 """
 
-_base_ = "./runtime.py"
+_base_ = ["./runtime.py", "./warmup_cosine.py"]
 
 data_root = "data/imagenet/train"
 position = "absolute"  # or "relative"
@@ -50,18 +50,6 @@ optim_wrapper = dict(
     optimizer=dict(type="AdamW", lr=lr, betas=(0.9, 0.95), weight_decay=0.05, fused=True),
     paramwise_cfg=dict(adversary_lr=adversary_lr),
 )
-# start_factor: LinearLR multiplies step by step and cannot leave 0.
-param_scheduler = [
-    dict(type="LinearLR", start_factor=1e-8, begin=0, end=warmup_epochs, convert_to_iter_based=True),
-    dict(
-        type="CosineAnnealingLR",
-        eta_min=0.0,
-        begin=warmup_epochs,
-        end=epochs,
-        T_max=epochs - warmup_epochs,
-        convert_to_iter_based=True,
-    ),
-]
 train_cfg = dict(by_epoch=True, max_epochs=epochs)
 custom_hooks = [
     dict(type="AdPEEpochHook"),
