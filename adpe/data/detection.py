@@ -67,7 +67,7 @@ class AdPECocoDataset(NamesFiles, CocoDataset):
         data_prefix = data_prefix or {"img": "images/training"}
         metainfo = dict(metainfo or {})
         if kwargs.get("backend_args") is None:
-            names = _names(Path(data_root), ann_file, metainfo.get("classes"), classes)
+            names = _names(Path(data_root), ann_file, metainfo.get("classes"), classes, with_mask)
             layout = check_coco_root(
                 data_root,
                 ann_file,
@@ -97,13 +97,17 @@ class AdPECocoDataset(NamesFiles, CocoDataset):
 
 
 def _names(
-    root: Path, ann_file: str, asked: Sequence[str] | None, classes: Sequence[str] | PathLike | None
+    root: Path,
+    ann_file: str,
+    asked: Sequence[str] | None,
+    classes: Sequence[str] | PathLike | None,
+    with_mask: bool,
 ) -> Sequence[str] | None:
     """The names in the order of the labels, by `metainfo` or `classes`; None for those of the JSON."""
     path = root / ann_file
     if asked is None and (classes is None or not path.is_file()):
         return None
-    own = objects_of_categories(path)
+    own = objects_of_categories(path, with_mask)
     if asked is not None:
         unknown = [] if isinstance(asked, str) else [name for name in asked if name not in own]
         if unknown:
@@ -114,7 +118,7 @@ def _names(
     file = root / classes
     if not file.is_file():
         return None
-    names = tuple(objects_of_categories(file))
+    names = tuple(objects_of_categories(file, with_mask))
     foreign = [name for name, count in own.items() if count and name not in names]
     if foreign:
         raise UserError(

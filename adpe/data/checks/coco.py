@@ -155,14 +155,18 @@ def inspected_coco(path: PathLike) -> CheckedCoco:
     return _read(path, _Key(_content(path), "strict", True, None))
 
 
-def objects_of_categories(path: PathLike) -> dict[str, int]:
+def objects_of_categories(path: PathLike, with_mask: bool = True) -> dict[str, int]:
     """Names of the categories of a COCO JSON, in its order, and how many annotations each has.
+
+    Args:
+        path: the JSON file.
+        with_mask: as the data set has it, so that the file is checked once for both.
 
     Raises:
         UserError: if the file is no COCO JSON, or its parts do not fit together.
     """
     path = Path(path)
-    return _read(path, _Key(_content(path), "repair", True, None)).objects
+    return _read(path, _Key(_content(path), "repair", with_mask, None)).objects
 
 
 def _read(path: Path, key: _Key) -> CheckedCoco:

@@ -43,7 +43,7 @@ def match_annotations(cfg: Config, loaders: Iterable[str], classes: Sequence[str
             if kind == "CocoDataset":
                 names = _check_foreign(cfg, key, node, path, own)
             else:
-                names = tuple(own or classes or objects_of_categories(path))
+                names = tuple(own or classes or objects_of_categories(path, node.get("with_mask", True)))
                 if own is None and classes is not None:
                     node["classes"] = list(classes)
             classes = classes or names
@@ -54,7 +54,8 @@ def _check_foreign(cfg: Config, key: str, node: Any, path: Path, own: Sequence[s
     from mmdet.datasets import CocoDataset
 
     names = tuple(own or CocoDataset.METAINFO["classes"])
-    objects = objects_of_categories(path)
+    with_mask = any(step.get("with_mask") for _, step in dicts(node, key))
+    objects = objects_of_categories(path, with_mask)
     foreign = [name for name, count in objects.items() if count and name not in names]
     if foreign and own is None:
         raise UserError(
@@ -64,7 +65,7 @@ def _check_foreign(cfg: Config, key: str, node: Any, path: Path, own: Sequence[s
     checked = checked_coco(
         path,
         cfg.get("label_policy") or "repair",
-        with_mask=any(step.get("with_mask") for _, step in dicts(node, key)),
+        with_mask=with_mask,
         classes=names,
         without_annotations=bool(node.get("test_mode")),
     )
