@@ -23,19 +23,21 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks.speed.machine import matmul_ceiling, peak_memory, pick_clock
-from benchmarks.speed.pretraining_speed import VARIANTS, Step, build, matmul_flops, median
+from benchmarks.speed.pretraining_speed import VARIANTS, Step, alternate, build, matmul_flops, median
+from benchmarks.speed.transfer_speed import encoder_step
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORDS = ROOT / "benchmarks" / "gpu_check.jsonl"
@@ -119,11 +121,8 @@ def resume(setting: Setting) -> Iterator[Result]:
         first = train(Path(folder, "first"), images)
         second = train(Path(folder, "second"), images)
         resumed = train(Path(folder, "killed"), images, kill_at="epoch_8.pth")
-        yield {
-            "repeats": same(first, second),
-            "resumes": same(first, resumed),
-            "passed": same(first, resumed),
-        }
+        equal = same(first, resumed)
+        yield {"repeats": same(first, second), "resumes": equal, "passed": equal}
 
 
 def write_images(folder: Path, count: int) -> None:
@@ -208,15 +207,13 @@ def one_step(cfg: Any, setting: Setting) -> Result:
     model = model.to(setting.device).train()
     optimiser = build_optim_wrapper(model, cfg.optim_wrapper)
     crops = cfg.train_dataloader.dataset.crops
-    groups = [
+    inputs = [
         torch.randint(
             0, 256, (batch, group.get("num_crops", 1), 3, group["size"], group["size"]), dtype=torch.uint8,
             device=setting.device,
         )
         for group in (crops if isinstance(crops, (list, tuple)) else [crops])
     ]  # fmt: skip
-    inputs: Any = groups if isinstance(crops, (list, tuple)) else groups[0]
-
     losses: dict[str, Tensor] = {}
 
     def step() -> None:
@@ -288,11 +285,7 @@ def attention(setting: Setting) -> Iterator[Result]:
         encoder = create_encoder(name, img_size=size, **options).to(device).train()
         pixels = torch.randn(images, 3, size, size, device=device)
 
-        def step(encoder: nn.Module = encoder, pixels: Tensor = pixels) -> None:
-            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                features = encoder.forward_features(pixels)  # type: ignore[operator]
-            features.float().square().mean().backward()
-            encoder.zero_grad()
+        step = partial(encoder_step, encoder, pixels, dtype)
 
         def written_out(step: Callable[[], None] = step) -> None:
             with sdpa_kernel(SDPBackend.MATH):
@@ -309,15 +302,9 @@ def attention(setting: Setting) -> Iterator[Result]:
 
 def timed(step: Callable[[], None], steps: int, device: torch.device) -> float:
     """Median seconds of a step, after two to warm up."""
-    clock = pick_clock(device)
     for _ in range(2):
         step()
-    times = []
-    for _ in range(steps):
-        start = clock()
-        step()
-        times.append(clock() - start)
-    return median(times)
+    return median(alternate({"step": step}, steps, device)["step"])
 
 
 # The command ---------------------------------------------------------------------------------------------------------

@@ -113,11 +113,12 @@ def match_labels(images: ImageSource, classes: Sequence[str]) -> np.ndarray:
     Raises:
         UserError: for folders that `classes` does not have.
     """
-    unknown = [name for name in images.classes if name not in set(classes)]
+    # Of a name that stands twice, the first label.
+    labels = {name: label for label, name in reversed(list(enumerate(classes)))}
+    unknown = [name for name in images.classes if name not in labels]
     if unknown:
         raise UserError(
             f"{images!r}: the class folders {', '.join(unknown[:8])} are not among the {len(classes)} classes of "
             f"training ({', '.join(list(classes)[:8])}). Labels are matched by name: correct the folders' names."
         )
-    numbers = np.asarray([list(classes).index(name) for name in images.classes] + [-1], dtype=np.int64)
-    return numbers[images.labels]
+    return np.asarray([*(labels[name] for name in images.classes), -1], dtype=np.int64)[images.labels]

@@ -199,16 +199,14 @@ def _without_completed(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     by_run: dict[Any, list[dict[str, Any]]] = {}
     for record in records:
         by_run.setdefault((record["run"], record["seed"], record.get("checkpoint_sha256")), []).append(record)
-
-    def is_completed(record: dict[str, Any]) -> bool:
-        members = by_run[record["run"], record["seed"], record.get("checkpoint_sha256")]
-        at = next(i for i, member in enumerate(members) if member is record)
-        return any(
-            _is_same_run(record, other) and record["metrics"].items() < other["metrics"].items()
-            for other in members[at + 1 :]
-        )
-
-    return [record for record in records if not is_completed(record)]
+    completed = {
+        id(record)
+        for members in by_run.values()
+        for i, record in enumerate(members)
+        for later in members[i + 1 :]
+        if _is_same_run(record, later) and record["metrics"].items() < later["metrics"].items()
+    }
+    return [record for record in records if id(record) not in completed]
 
 
 def _finite(value: Any) -> Any:

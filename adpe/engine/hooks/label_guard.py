@@ -12,12 +12,13 @@ from mmengine.registry import HOOKS
 from torch import Tensor
 
 from adpe.data.checks.inspection import first
+from adpe.engine.hooks.silent_failures import turn_off
 from adpe.engine.labels.outputs import check_outputs
 from adpe.engine.unwrapped import unwrapped
 from adpe.errors import UserError
 
 _IGNORED = 255
-_OFF = "To continue regardless: --cfg-options default_hooks.label_guard=None."
+_OFF = turn_off("label_guard")
 
 
 @HOOKS.register_module()
@@ -41,7 +42,7 @@ class AdPELabelGuard(Hook):
         self.trained = classes_of_checkpoint(checkpoint)
 
     def before_train(self, runner: Any) -> None:
-        metainfo = getattr(runner.train_dataloader.dataset, "metainfo", None) or {}
+        metainfo = _metainfo(runner.train_dataloader.dataset)
         self.classes = list(metainfo.get("classes") or ())
         self.seen = torch.zeros(len(self.classes), dtype=torch.bool)
         self.labelled = False
@@ -58,10 +59,10 @@ class AdPELabelGuard(Hook):
             runner.logger.warning(f"{text} The head's outputs of the checkpoint mean other classes.")
 
     def before_test(self, runner: Any) -> None:
-        metainfo = getattr(runner.test_dataloader.dataset, "metainfo", None) or {}
+        metainfo = _metainfo(runner.test_dataloader.dataset)
         if self.trained and metainfo.get("classes"):
             _match(runner.test_loop, self.trained, "test_dataloader", f"the checkpoint {runner._load_from}")
-            metainfo = runner.test_dataloader.dataset.metainfo
+            metainfo = _metainfo(runner.test_dataloader.dataset)
         check_outputs(unwrapped(runner.model), metainfo, "test_dataloader.dataset")
 
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
@@ -69,11 +70,13 @@ class AdPELabelGuard(Hook):
             return
         for sample, labels in _labels(data_batch):
             kept = labels[labels != _IGNORED]
-            if kept.numel() and (int(kept.max()) >= len(self.classes) or int(kept.min()) < 0):
-                wrong = int(kept.max()) if int(kept.min()) >= 0 else int(kept.min())
-                largest = len(self.classes) - 1
+            if not kept.numel():
+                continue
+            low, high = int(kept.min()), int(kept.max())
+            if low < 0 or high >= len(self.classes):
                 raise UserError(
-                    f"{getattr(sample, 'img_path', 'a sample')}: has label {wrong}, expected 0..{largest} for the "
+                    f"{getattr(sample, 'img_path', 'a sample')}: has label {low if low < 0 else high}, expected "
+                    f"0..{len(self.classes) - 1} for the "
                     f"{len(self.classes)} classes ({first(self.classes, 8)}) after loading, or {_IGNORED} = "
                     f"ignored. Correct the classes, reduce_zero_label or the annotations. {_OFF}"
                 )
@@ -131,10 +134,14 @@ def classes_of_checkpoint(checkpoint: dict[str, Any]) -> tuple[str, ...]:
     return (names,) if isinstance(names, str) else tuple(str(name) for name in names)
 
 
+def _metainfo(dataset: Any) -> dict[str, Any]:
+    return getattr(dataset, "metainfo", None) or {}
+
+
 def _match(loop: Any, classes: Sequence[str], where: str, other: str) -> None:
     """Hold the classes of a loop's data against `classes`, those of `other`; class folders are matched by name."""
     dataset = loop.dataloader.dataset
-    own = tuple((getattr(dataset, "metainfo", None) or {}).get("classes") or ())
+    own = tuple(_metainfo(dataset).get("classes") or ())
     if not own or own == tuple(classes):
         return
     inner = dataset

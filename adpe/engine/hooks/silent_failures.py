@@ -41,7 +41,8 @@ from adpe.methods.base import PretrainingMethod
 _ZERO = 1e-12
 
 
-def _off(name: str) -> str:
+def turn_off(name: str) -> str:
+    """The sentence that ends the error of a guard, by its name in ``default_hooks``."""
     return f"To continue regardless: --cfg-options default_hooks.{name}=None."
 
 
@@ -75,7 +76,7 @@ class AdPELearningRateGuard(Hook):
             raise UserError(
                 f"the learning rate is zero at iteration {runner.iter + 1} of {runner.max_iters}: the rest would "
                 "change nothing. Set optim_wrapper.optimizer.lr above zero, or let param_scheduler reach the end "
-                f"(end, T_max, by_epoch against train_cfg). {_off('learning_rate_guard')}"
+                f"(end, T_max, by_epoch against train_cfg). {turn_off('learning_rate_guard')}"
             )
 
 
@@ -97,7 +98,7 @@ class AdPEGradientGuard(Hook):
         if forgotten:
             raise UserError(
                 f"{len(forgotten)} parameters are in no group of the optimizer: {_first(forgotten)}. Look at "
-                f"optim_wrapper.constructor, or give them requires_grad=False. {_off('gradient_guard')}"
+                f"optim_wrapper.constructor, or give them requires_grad=False. {turn_off('gradient_guard')}"
             )
 
         def look(optimizer: torch.optim.Optimizer, *_: Any) -> None:
@@ -123,7 +124,7 @@ class AdPEGradientGuard(Hook):
             return
         raise UserError(
             f"{text}Look for a detach or an unused module, freeze them (requires_grad=False), or set "
-            f"find_unused_parameters = True if they are meant to be unused. {_off('gradient_guard')}"
+            f"find_unused_parameters = True if they are meant to be unused. {turn_off('gradient_guard')}"
         )
 
 
@@ -150,7 +151,7 @@ class AdPEAdversaryGuard(Hook):
             raise UserError(
                 f"the adversary would not ascend: {_first(wrong)} in no group with maximize=True, or frozen. Use "
                 "optim_wrapper.constructor = 'AdPEPretrainingConstructor', or adversary=None in the model. "
-                f"{_off('adversary_guard')}"
+                f"{turn_off('adversary_guard')}"
             )
         # In a resumed run, a projected adversary may rest on its bound.
         bounded = bool(parameters) and unwrapped(runner.model).model.ascent_is_bounded
@@ -180,7 +181,7 @@ class AdPEAdversaryGuard(Hook):
             raise UserError(
                 f"the adversary is frozen: {_first(still)} did not move in {self.moves} optimizer steps (its learning "
                 f"rate is {rates}). Set optim_wrapper.paramwise_cfg.adversary_lr above zero, or adversary=None in the "
-                f"model. {_off('adversary_guard')}"
+                f"model. {turn_off('adversary_guard')}"
             )
 
     @staticmethod
@@ -208,7 +209,7 @@ class AdPECollapseGuard(Hook):
             reason = method.collapse(training_progress())
             if reason:
                 raise UserError(
-                    f"pretraining has collapsed at iteration {runner.iter + 1}: {reason} {_off('collapse_guard')}"
+                    f"pretraining has collapsed at iteration {runner.iter + 1}: {reason} {turn_off('collapse_guard')}"
                 )
 
 
@@ -236,12 +237,12 @@ class AdPEEvaluationGuard(Hook):
         if len(loader.dataset) == 0:
             raise UserError(
                 f"{name}.dataset is empty: there is nothing to evaluate on. Look at its data_root, data_prefix and "
-                f"ann_file, or set val_dataloader, val_evaluator and val_cfg to None. {_off('evaluation_guard')}"
+                f"ann_file, or set val_dataloader, val_evaluator and val_cfg to None. {turn_off('evaluation_guard')}"
             )
 
     def _check_metrics(self, metrics: dict[str, float] | None, name: str) -> None:
         if metrics and all(isinstance(value, float) and math.isnan(value) for value in metrics.values()):
             raise UserError(
                 f"no metric on {name} is a number ({_first(list(metrics))}): it has no label that counts, or the "
-                f"predictions are not finite. Look at its annotations and classes. {_off('evaluation_guard')}"
+                f"predictions are not finite. Look at its annotations and classes. {turn_off('evaluation_guard')}"
             )
