@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
-from mmengine.logging import print_log
+from mmengine.logging import MMLogger, print_log
 from mmengine.model import BaseTTAModel
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
@@ -45,6 +46,14 @@ class AdPERunner(Runner):
     source: tuple[Any, Sequence[str], dict[str, Any] | None]
     _random_state: dict[str, Any] | None = None
     _resumption: Resumption | None = None
+
+    def build_logger(self, log_level: int | str = "INFO", log_file: str | None = None, **kwargs: Any) -> MMLogger:
+        """As mmengine's, and what the modules of this package log goes to the same places."""
+        logger = super().build_logger(log_level, log_file, **kwargs)
+        package = logging.getLogger("adpe")
+        package.handlers = list(logger.handlers)
+        package.setLevel(logger.level)
+        return logger
 
     def register_default_hooks(self, hooks: dict[str, Any] | None = None) -> None:
         """As mmengine's, and None switches off any hook of ``default_hooks``, not only mmengine's own."""

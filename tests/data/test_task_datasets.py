@@ -271,7 +271,7 @@ def edit(path: Path, change) -> None:
     path.write_text(json.dumps(contents))
 
 
-def test_validation_is_matched_with_training_by_name(scenes, tmp_path):
+def test_validation_is_matched_with_training_by_name(scenes, tmp_path, caplog):
     root = shutil.copytree(scenes, tmp_path / "root")
     file = root / "instances_validation.json"
     before = [item["data_samples"].gt_instances.labels.tolist() for item in detection(root, "validation")]
@@ -286,6 +286,8 @@ def test_validation_is_matched_with_training_by_name(scenes, tmp_path):
     edit(file, other_ids)
     dataset = detection(root, "validation", classes="instances_training.json", test_mode=True)
     assert dataset.metainfo["classes"] == detection(root).metainfo["classes"] == tuple("012")
+    (warned,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert str(file) in warned and "2, 1, 0" in warned and "0, 1, 2" in warned
     assert [item["data_samples"].gt_instances.labels.tolist() for item in dataset] == before
     scores = evaluate(dataset, file)
     assert pytest.approx(scores["coco/bbox_mAP"]) == scores["coco/segm_mAP"] == pytest.approx(1.0)

@@ -135,6 +135,7 @@ def checked_coco(
         if [name for name in checked.categories if name in set(names)] == list(names):
             checked = replace(checked, classes=names)
         else:
+            _log_order(checked.source, tuple(name for name in checked.categories if name in names), names)
             checked = _read(path, _Key(_content(path), policy, with_mask, names))
     _log(checked.source, checked.json, checked.findings, policy)
     refused = {"strict": ("problem", "unreadable"), "report": ("unreadable",), "repair": ()}[policy]
@@ -247,6 +248,15 @@ def _log(source: Path, json: Path, findings: tuple[CocoFinding, ...], policy: st
     quiet = [finding for finding in findings if finding.level == "normalised"]
     if quiet:
         logger.info("%s: %s", source, "; ".join(map(str, quiet)))
+
+
+@lru_cache(maxsize=64)
+def _log_order(source: Path, own: tuple[str, ...], classes: tuple[str, ...]) -> None:
+    if own != tuple(name for name in classes if name in own):
+        logger.warning(
+            "%s: its categories (%s) stand in another order than the classes (%s): they are matched by name.",
+            source, first(own, 8), first(classes, 8),
+        )  # fmt: skip
 
 
 @contextlib.contextmanager
