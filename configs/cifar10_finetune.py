@@ -16,6 +16,7 @@ blr = 5e-4
 lr = blr * effective_batch / 256
 model = dict(
     type="AdPEClassifier",
+    num_classes=_base_.num_classes,
     global_pool="avg",
     learned_pos_embed=True,
     relative_query="unscaled",

@@ -12,7 +12,6 @@ from torch.utils.data import Dataset
 
 from adpe.data.images import ImageSource
 from adpe.errors import UserError, require
-from adpe.evaluations.knn import spaced
 
 
 @DATASETS.register_module()
@@ -92,6 +91,10 @@ class AdPEClassificationDataset(Dataset):
     def __len__(self) -> int:
         return len(self.chosen)
 
+    def paths(self) -> list[str]:
+        """Of the images, in order."""
+        return [self.images.path(index) for index in self.chosen]
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         """One sample.
 
@@ -105,6 +108,11 @@ class AdPEClassificationDataset(Dataset):
             "inputs": self.transform(image),
             "data_samples": {"img_path": path, "index": delivered, "label": label},
         }
+
+
+def spaced(count: int, limit: int | None) -> list[int]:
+    """All of ``range(count)``, or `limit` of them evenly spaced."""
+    return list(range(count)) if limit is None or limit >= count else [i * count // limit for i in range(limit)]
 
 
 def match_labels(images: ImageSource, classes: Sequence[str]) -> np.ndarray:

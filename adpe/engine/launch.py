@@ -18,6 +18,7 @@ from mmengine.config import Config, ConfigDict
 
 from adpe.distributed import port_in_use
 from adpe.engine.config import check_files, dicts, mistake_in_config, read_config
+from adpe.engine.evaluating import evaluate
 from adpe.engine.hooks.checkpointing import STOPPING, latest_checkpoint, read_training_checkpoint
 from adpe.engine.hooks.defaults import complete_hooks, complete_visualizer
 from adpe.engine.hooks.label_guard import classes_of_checkpoint
@@ -137,10 +138,12 @@ def _named(cfg: Config) -> Config:
     return cfg
 
 
-def train(args: argparse.Namespace) -> AdPERunner:
-    """Train the config of the command line."""
+def train(args: argparse.Namespace) -> AdPERunner | dict[str, float]:
+    """Train the config of the command line, or run its evaluation on frozen features."""
     cfg = _config(args)
     lock_work_dir(cfg.work_dir, args.launcher)
+    if cfg.get("evaluation"):
+        return evaluate(cfg, args)
     for name in ("train_dataloader", "train_cfg", "optim_wrapper", "model"):
         if not isinstance(cfg.get(name), dict):
             raise UserError(f"config {cfg.filename} has no dict {name}, which training needs.")
@@ -273,6 +276,14 @@ def _find_resumed(cfg: Config, resume: str | None) -> int | None:
     """Set the checkpoint to resume from, if any. Returns the seed of the run it comes from."""
     if resume is None:
         if not cfg.get("resume"):
+            earlier = sorted(
+                path.name for kind in ("epoch", "iter") for path in Path(cfg.work_dir).glob(f"{kind}_*.pth")
+            )
+            if earlier:
+                _print_once(
+                    f"{cfg.work_dir} already holds {earlier[-1]} of another training, whose checkpoints this one "
+                    "replaces: --resume goes on from it, another --work-dir keeps it."
+                )
             return None
         resume = cfg.get("load_from") or "auto"
     if resume == "auto":

@@ -1,4 +1,4 @@
-"""Classification with the one encoder: fine-tuning, linear probe and k-NN under mmengine's Runner."""
+"""Classification with the one encoder under mmengine's Runner: fine-tuning, and the linear probe with augmentation."""
 
 from __future__ import annotations
 
@@ -6,68 +6,15 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
-from mmengine.dist import get_world_size
-from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from adpe.errors import UserError, require
-from adpe.evaluations.knn import GlobalPool, knn_votes, pool_tokens
-from adpe.models.vit import VisionTransformer
-from adpe.transfer.initialisation import options_of_start, start_encoder
-
-
-class _EncoderModel(BaseModel):
-    """An encoder that starts from a checkpoint or at random, pooled to one vector an image.
-
-    Args:
-        model: name for :func:`adpe.create_encoder`; None for the size of the checkpoint.
-        global_pool: "avg", the mean of the patch tokens, or "token", the class token.
-        init_cfg: ``dict(type="Pretrained", checkpoint=PATH)`` loads through :func:`adpe.load_checkpoint`, which fails
-            below full coverage of the encoder; ``allow_missing=[...]`` names what may keep its start. None starts at
-            random.
-        data_preprocessor: config; mmengine's, which moves a batch to the device, if None.
-        options: of :class:`adpe.VisionTransformer`. What is left out, or None, is what the checkpoint says of itself.
-    """
-
-    def __init__(
-        self,
-        model: str | None,
-        global_pool: GlobalPool,
-        init_cfg: dict | None,
-        data_preprocessor: dict | None,
-        options: dict,
-    ) -> None:
-        super().__init__(data_preprocessor)
-        self.init_cfg = dict(init_cfg) if init_cfg else None
-        try:
-            self.backbone = VisionTransformer(**options_of_start(model, options, init_cfg, type(self).__name__))
-            pool_tokens(torch.zeros(1, 1, 1), self.backbone.num_prefix_tokens, global_pool)
-        except (TypeError, ValueError) as error:
-            raise UserError(f"{type(self).__name__}: {error}") from None
-        self.global_pool = global_pool
-
-    def init_weights(self) -> None:
-        """Load the checkpoint of `init_cfg` into the encoder, or keep the random initialisation, and log which."""
-        start_encoder(self, self.backbone)
-
-    def features(self, images: Tensor) -> Tensor:
-        """``(B, 3, H, W)`` to pooled features ``(B, D)`` after the encoder's final norm, if it has one."""
-        tokens = self.backbone.forward_features(images)
-        return pool_tokens(tokens, self.backbone.num_prefix_tokens, self.global_pool)
-
-    @torch.no_grad()
-    def frozen_features(self, images: Tensor) -> Tensor:
-        """Features of an encoder that is not trained, ``(B, D)`` float32; what has two dimensions is features already.
-
-        Features that were computed once stand in the place of images (`AdPEFeatureCacheHook`).
-        """
-        return images if images.ndim == 2 else self.features(images).float()
+from adpe.evaluations.frozen_encoder import GlobalPool, PooledEncoder
 
 
 @MODELS.register_module()
-class AdPEClassifier(_EncoderModel):
+class AdPEClassifier(PooledEncoder):
     """The encoder under a linear classifier: fine-tuned as a whole, or frozen under a linear probe.
 
     Fine-tuning pools and normalises as MAE (``fc_norm`` of the mean of the patch tokens in place of the final norm; the
@@ -112,7 +59,7 @@ class AdPEClassifier(_EncoderModel):
         # The encoder's own head is that of fine-tuning over the mean of the patch tokens.
         own = not frozen and global_pool == "avg"
         options = {**options, "num_classes": num_classes if own else 0}
-        super().__init__(model, global_pool, init_cfg, data_preprocessor, options)
+        super().__init__(model, global_pool, init_cfg, data_preprocessor, **options)
         require("timm", "requirements/runtime.txt")
         from timm.data import Mixup
         from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
@@ -142,10 +89,14 @@ class AdPEClassifier(_EncoderModel):
         self.loss: nn.Module = SoftTargetCrossEntropy() if mixup else LabelSmoothingCrossEntropy(label_smoothing)
 
     def logits(self, images: Tensor) -> Tensor:
-        """``(B, 3, H, W)`` images (or, frozen, ``(B, D)`` features) to ``(B, num_classes)``."""
+        """``(B, 3, H, W)`` images to ``(B, num_classes)``."""
         if self.head is None:
             return self.backbone(images)
-        return self.head(self.norm(self.frozen_features(images) if self.frozen else self.features(images)))
+        if not self.frozen:
+            return self.head(self.norm(self.features(images)))
+        with torch.no_grad():
+            features = self.features(images).float()
+        return self.head(self.norm(features))
 
     def forward(self, inputs: Tensor, data_samples: Any = None, mode: str = "tensor") -> Any:
         """``{"loss"}`` in mode "loss", a list of predictions in mode "predict", else logits ``(B, num_classes)``.
@@ -188,66 +139,6 @@ class AdPEClassifier(_EncoderModel):
         if self.frozen:
             self.backbone.eval()
         return self
-
-
-@MODELS.register_module()
-class AdPEKNNClassifier(_EncoderModel):
-    """Weighted k-NN on frozen features (:func:`adpe.evaluations.knn.knn_votes`): nothing in it is trained.
-
-    `AdPEFeatureBankHook` gives it the features of the training images before it predicts.
-
-    Args:
-        model: name for :func:`adpe.create_encoder`; None for the size of the checkpoint.
-        num_classes: number of classes.
-        global_pool: "avg" or "token".
-        k: neighbours.
-        temperature: of the votes.
-        init_cfg: where the encoder starts, as of `AdPEClassifier`.
-        data_preprocessor: config.
-        options: of :class:`adpe.VisionTransformer`.
-
-    Raises:
-        UserError: for options that do not go together, or several processes.
-    """
-
-    def __init__(
-        self,
-        model: str | None,
-        num_classes: int,
-        global_pool: GlobalPool = "avg",
-        k: int = 20,
-        temperature: float = 0.07,
-        init_cfg: dict | None = None,
-        data_preprocessor: dict | None = None,
-        **options: Any,
-    ) -> None:
-        super().__init__(model, global_pool, init_cfg, data_preprocessor, options)
-        if get_world_size() > 1:
-            raise UserError("AdPEKNNClassifier: k-NN has nothing to train and runs in one process: tools/train.py.")
-        self.num_classes, self.k, self.temperature = num_classes, k, temperature
-        self.backbone.requires_grad_(False)
-        self.bank: tuple[Tensor, Tensor] | None = None
-
-    def set_training_features(self, features: Tensor, labels: Tensor) -> None:
-        """Take the training images' features ``(N, D)`` and labels ``(N,)``.
-
-        Raises:
-            UserError: if there are fewer than k.
-        """
-        if not 1 <= self.k <= len(features):
-            raise UserError(f"model.k = {self.k} with {len(features)} training images: expected 1 to {len(features)}.")
-        self.bank = F.normalize(features, dim=1), labels
-
-    def forward(self, inputs: Tensor, data_samples: Any = None, mode: str = "tensor") -> Any:
-        """A list of predictions in mode "predict", else features ``(B, D)``."""
-        features = self.frozen_features(inputs)
-        if mode != "predict":
-            return features
-        if self.bank is None:
-            raise UserError("AdPEKNNClassifier has no training images to compare with: add AdPEFeatureBankHook.")
-        bank, labels = (part.to(features.device) for part in self.bank)
-        test = F.normalize(features, dim=1)
-        return predictions(knn_votes(bank, labels, test, self.num_classes, self.k, self.temperature), data_samples)
 
 
 def predictions(scores: Tensor, data_samples: dict[str, Any]) -> list[dict[str, Any]]:

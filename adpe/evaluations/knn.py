@@ -6,38 +6,46 @@ the k nearest training images, votes weighted by ``exp(similarity / 0.07)``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Literal, get_args
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adpe.models.vit import VisionTransformer
+from adpe.errors import UserError
+from adpe.evaluations.accuracy import accuracy_of
+from adpe.evaluations.base import Evaluation, Result, Subject
 
-GlobalPool = Literal["avg", "token"]
 
+class KNN(Evaluation):
+    """Weighted k-NN on the pooled features of the training images.
 
-def pool_tokens(tokens: Tensor, num_prefix_tokens: int, global_pool: GlobalPool = "avg") -> Tensor:
-    """One vector ``(B, D)`` of tokens ``(B, N, D)``: the mean of the patches' ("avg") or the class token ("token").
-
-    Raises:
-        ValueError: for another word, or for the class token where there is none.
+    Args:
+        k: neighbours.
+        temperature: of the votes.
     """
-    if global_pool not in get_args(GlobalPool) or (global_pool == "token" and not num_prefix_tokens):
-        raise ValueError(f"global_pool must be avg, or token where there is a class token; got {global_pool!r}.")
-    return tokens[:, 0] if global_pool == "token" else tokens[:, num_prefix_tokens:].mean(dim=1)
 
+    head = "k-NN"
 
-@torch.no_grad()
-def features(encoder: VisionTransformer, batches: Iterable[Tensor], global_pool: GlobalPool = "avg") -> Tensor:
-    """Pooled tokens after the final norm, ``(N, D)`` of unit length, from batches ``(B, 3, H, W)``."""
-    encoder.eval()
-    pooled = [
-        pool_tokens(encoder.forward_features(images), encoder.num_prefix_tokens, global_pool).float().cpu()
-        for images in batches
-    ]
-    return F.normalize(torch.cat(pooled), dim=1)
+    def __init__(self, k: int = 20, temperature: float = 0.07) -> None:
+        if not isinstance(k, int) or isinstance(k, bool) or k < 1 or not temperature > 0:
+            raise ValueError(f"k = {k!r} and temperature = {temperature!r} must be positive, k a whole number.")
+        self.k, self.temperature = k, temperature
+
+    def facts(self) -> dict[str, Any]:
+        return {"neighbours": [self.k, self.temperature]}
+
+    def check(self, data: Any) -> None:
+        images = len(data["train"])
+        if self.k > images:
+            raise UserError(f"evaluation.k = {self.k} with {images} training images: expected 1 to {images}.")
+
+    def run(self, subject: Subject) -> Result:
+        (bank, labels), (test, wanted) = subject.features("train"), subject.features("val")
+        dataset = subject.dataset("val")
+        bank, test = (F.normalize(part, dim=1).to(subject.device) for part in (bank, test))
+        scores = knn_votes(bank, labels.to(bank.device), test, len(dataset.classes), self.k, self.temperature)
+        return Result(*accuracy_of(scores.cpu(), wanted, dataset))
 
 
 def knn_votes(
@@ -63,23 +71,3 @@ def knn_votes(
         similarity, nearest = (chunk @ train.T).topk(k, dim=1)
         part.scatter_add_(1, train_labels[nearest], (similarity / temperature).exp())
     return votes
-
-
-def knn_accuracy(
-    train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, k: int = 20, temperature: float = 0.07
-) -> float:
-    """Top-1 accuracy in percent; arguments as :func:`knn_votes`, and ``test_labels (M,)`` int64.
-
-    Raises:
-        ValueError: if k exceeds the number of training images, or there is nothing to test.
-    """
-    if len(test) == 0:
-        raise ValueError("there are no test images.")
-    classes = int(torch.cat([train_labels, test_labels]).max()) + 1
-    votes = knn_votes(train, train_labels, test, classes, k, temperature)
-    return 100.0 * float((votes.argmax(dim=1) == test_labels).double().mean())
-
-
-def spaced(count: int, limit: int | None) -> list[int]:
-    """All of ``range(count)``, or `limit` of them evenly spaced."""
-    return list(range(count)) if limit is None or limit >= count else [i * count // limit for i in range(limit)]

@@ -20,14 +20,13 @@ model = dict(
     model="adpe_vit_tiny_patch4",
     img_size=image_size,
     position=position,
-    num_classes=num_classes,
     init_cfg=dict(type="Pretrained", checkpoint=pretrained) if pretrained else None,
 )
 train_dataloader = dict(
     batch_size=512,
     num_workers=0,
     sampler=dict(type="DefaultSampler", shuffle=True),
-    collate_fn=dict(type="adpe_collate"),
+    collate_fn=dict(type="default_collate"),
     dataset=dict(
         type="AdPEClassificationDataset", source=data_root, split="train", num_classes=num_classes, limit=train_limit
     ),
@@ -36,7 +35,7 @@ val_dataloader = dict(
     batch_size=256,
     num_workers=0,
     sampler=dict(type="DefaultSampler", shuffle=False),
-    collate_fn=dict(type="adpe_collate"),
+    collate_fn=dict(type="default_collate"),
     dataset=dict(
         type="AdPEClassificationDataset",
         source=data_root,

@@ -20,7 +20,6 @@ model = dict(
     model="adpe_vit_base_patch16",
     img_size=image_size,
     position=position,
-    num_classes=num_classes,
     init_cfg=initialisation,
 )
 train_dataloader = dict(
@@ -28,7 +27,7 @@ train_dataloader = dict(
     persistent_workers=True,
     pin_memory=True,
     sampler=dict(type="DefaultSampler", shuffle=True),
-    collate_fn=dict(type="adpe_collate"),
+    collate_fn=dict(type="default_collate"),
     dataset=dict(type="AdPEClassificationDataset", source=data_root, split="train", num_classes=num_classes),
 )
 # An image that cannot be read ends an evaluation: another in its place would change the number.
@@ -38,7 +37,7 @@ val_dataloader = dict(
     persistent_workers=True,
     pin_memory=True,
     sampler=dict(type="DefaultSampler", shuffle=False),
-    collate_fn=dict(type="adpe_collate"),
+    collate_fn=dict(type="default_collate"),
     dataset=dict(
         type="AdPEClassificationDataset",
         source=data_root,

@@ -15,6 +15,7 @@ lr = blr * effective_batch / 256
 mixup_batch = 32
 model = dict(
     type="AdPEClassifier",
+    num_classes=_base_.num_classes,
     global_pool="avg",
     learned_pos_embed=True,
     relative_query="unscaled",

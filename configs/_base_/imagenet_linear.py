@@ -7,7 +7,9 @@ warmup_epochs = 10
 effective_batch = 16384
 blr = 0.1
 lr = blr * effective_batch / 256
-model = dict(type="AdPEClassifier", frozen=True, global_pool="token", head_init_std=0.01)
+model = dict(
+    type="AdPEClassifier", num_classes=_base_.num_classes, frozen=True, global_pool="token", head_init_std=0.01
+)
 # batch_size: the most images a GPU holds at once. The head's BatchNorm sees these: 512, as on each of MAE's 32 GPUs;
 # fewer from 64 GPUs on.
 train_dataloader = dict(

@@ -156,26 +156,30 @@ LAUNCHERS = {
         environment={"GPUS": "all"},
     ),
 }
+EVALUATED = ("--work-dir", "{tmp}/work", "--cfg-options", "model.depth=1")
 CHECKPOINTS = {
     "k-NN without images": Mistake(
-        "knn.py", ("{tmp}/none.pth", "--source", "{tmp}/nowhere"), ("{tmp}/nowhere does not exist",)
+        "evaluate.py",
+        ("configs/cifar10_knn.py", *EVALUATED, "data_root={tmp}/nowhere"),
+        ("{tmp}/nowhere' does not exist", "train_dataloader.dataset.source"),
     ),
     "k-NN without that split": Mistake(
-        "knn.py",
-        ("{tmp}/none.pth", "--source", "{tmp}/classes", "--train-split", "learn"),
+        "evaluate.py",
+        ("configs/cifar10_knn.py", *EVALUATED, "data_root={tmp}/classes", "train_dataloader.dataset.split=learn"),
         ("no images under 'learn'", "among test, train"),
     ),
-    "k-NN of an archive without a cache": Mistake(
-        "knn.py",
-        ("{tmp}/epoch_2.pth", "--source", "{tmp}/images.tar.gz"),
-        ("cannot unpack {tmp}/images.tar.gz into the cache {tmp}/file/cache", "ADPE_CACHE_DIR"),
-        environment={"ADPE_CACHE_DIR": "{tmp}/file/cache"},
-    ),
     "k-NN of no checkpoint": Mistake(
-        "knn.py", ("{tmp}/none.pth", "--source", "{tmp}/classes"), ("{tmp}/none.pth does not exist",)
+        "evaluate.py",
+        ("configs/cifar10_knn.py", "{tmp}/none.pth", *EVALUATED, "data_root={tmp}/classes"),
+        ("{tmp}/none.pth' does not exist", "model.init_cfg.checkpoint"),
     ),
     "k-NN with too many neighbours": Mistake(
-        "knn.py", ("{tmp}/epoch_2.pth", "--source", "{tmp}/classes", "--k", "99"), ("k=99 with 2 training",)
+        "evaluate.py",
+        ("configs/cifar10_knn.py", *EVALUATED, "data_root={tmp}/classes", "num_classes=None", "evaluation.k=99"),
+        ("evaluation.k = 99 with 2 training",),
+    ),
+    "training by a table of encoders": Mistake(
+        "evaluate.py", ("configs/cifar10_finetune.py", *EVALUATED), ("configs/cifar10_finetune.py has no evaluation",)
     ),
     "drawing no checkpoint": Mistake(
         "visualize.py", ("positions", "{tmp}/none.pth"), ("{tmp}/none.pth does not exist",)
@@ -369,8 +373,8 @@ def test_the_table_is_long_enough():
     assert len(TABLE) >= 40
     scripts = {path.name for path in (ROOT / "tools").iterdir()} & {mistake.tool for mistake in TABLE.values()}
     assert scripts >= {
-        "train.py", "test.py", "dist_train.sh", "knn.py", "visualize.py", "convert_checkpoint.py", "prepare_data.py",
-        "verify_data.py", "benchmark.py", "doctor.py", "demo.py", "check_parity.py",
+        "train.py", "test.py", "dist_train.sh", "evaluate.py", "visualize.py", "convert_checkpoint.py",
+        "prepare_data.py", "verify_data.py", "benchmark.py", "doctor.py", "demo.py", "check_parity.py",
     }  # fmt: skip
 
 

@@ -22,12 +22,22 @@ from adpe.config_names import CONFIGS as FOLDER
 from adpe.config_names import NAMES, text
 from adpe.engine.config import read_config
 from adpe.errors import UserError
+from adpe.evaluations.base import build_evaluation
 
 # Keys of the launcher and its hooks beside mmengine's Runner.
-LAUNCHER = {"custom_imports", "effective_batch", "record", "record_file", "precision", "tta_model", "tta_pipeline"}
+LAUNCHER = {
+    "custom_imports",
+    "evaluation",
+    "effective_batch",
+    "record",
+    "record_file",
+    "precision",
+    "tta_model",
+    "tta_pipeline",
+}
 
-# Nothing is trained.
-KNN = ("configs/cifar10_knn.py", "configs/imagenet_knn_vitb.py")
+# Nothing is trained by the Runner.
+FROZEN = ("configs/cifar10_knn.py", "configs/cifar10_linear.py", "configs/imagenet_knn_vitb.py")
 
 
 def sources(path: Path) -> Iterator[ast.Module]:
@@ -119,7 +129,19 @@ def test_no_dead_keys(name: str) -> None:
     assert set(config(name)) - known == set(), "assigned and never used: --cfg-options of these would do nothing"
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+def test_the_evaluations_are_told_apart() -> None:
+    assert [name for name in CONFIGS if config(name).get("evaluation")] == sorted(FROZEN)
+
+
+@pytest.mark.parametrize("name", FROZEN)
+def test_frozen_features_at_full_size(name: str) -> None:
+    """Nothing trained, an evaluation that is built, and no part of a training."""
+    assert not any(parameter.requires_grad for parameter in meta_model(name).parameters())
+    assert build_evaluation(config(name).evaluation).head
+    assert not {"optim_wrapper", "param_scheduler", "train_cfg"} & set(config(name))
+
+
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name not in FROZEN])
 def test_builds_at_full_size(name: str) -> None:
     """The model; every parameter in its optimizer once; nothing of pretraining left in a transferred encoder."""
     cfg, model = config(name), meta_model(name)
@@ -129,15 +151,12 @@ def test_builds_at_full_size(name: str) -> None:
     optimized = [id(parameter) for group in groups for parameter in group["params"]]
     assert len(optimized) == len(set(optimized))
     trained = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
-    if name in KNN:
-        assert not trained and [parameter.numel() for group in groups for parameter in group["params"]] == [0]
-    else:
-        assert trained and set(optimized) == trained
+    assert trained and set(optimized) == trained
     if cfg.default_scope != "mmengine":
         assert not [n for n, _ in model.backbone.named_parameters() if re.search("mask_token|adversary|decoder", n)]
 
 
-@pytest.mark.parametrize("name", [name for name in CONFIGS if name not in KNN])
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name not in FROZEN])
 def test_schedule_ends_where_training_ends(name: str) -> None:
     """The learning rate rises to the full one, is above 0 at half of the training, and at its minimum at the end."""
     cfg = config(name)

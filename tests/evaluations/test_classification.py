@@ -1,11 +1,10 @@
-"""Fine-tuning, linear probe and k-NN: the models against timm and by hand, the data set, the metric, real runs."""
+"""Fine-tuning and the linear probe: the models against timm and by hand, the data set, the metric, real runs."""
 
 from __future__ import annotations
 
 import json
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,8 +26,8 @@ from adpe.engine.launch import test_main as evaluate
 from adpe.engine.launch import train_main
 from adpe.errors import UserError
 from adpe.evaluations.accuracy import AdPEAccuracy, rank_of_label
-from adpe.evaluations.classification import AdPEClassifier, AdPEKNNClassifier
-from adpe.evaluations.frozen_features import FeatureDataset, adpe_collate
+from adpe.evaluations.classification import AdPEClassifier
+from adpe.evaluations.frozen_encoder import AdPEFrozenEncoder
 from adpe.leaderboard.records import read_records
 from adpe.leaderboard.uncertainty.paired_images import metrics_of, read_per_image
 from adpe.models.factory import create_encoder
@@ -110,30 +109,6 @@ def test_linear_probe_trains_the_head_alone() -> None:
         standard = (tokens - tokens.mean(0)) / (tokens.var(0, unbiased=False) + 1e-6).sqrt()
         expected = standard @ model.head.weight.double().T + model.head.bias.double()
         torch.testing.assert_close(model(images).double(), expected, rtol=1e-4, atol=1e-6)
-        # Features in the place of images.
-        torch.testing.assert_close(model(tokens.float()), model(images))
-
-
-def test_knn_classifier_against_float64() -> None:
-    """DINO's protocol transcribed: cosine similarity, k nearest, votes of exp(similarity / T) summed by class."""
-    torch.manual_seed(0)
-    model = AdPEKNNClassifier(**TINY, num_classes=3, k=5, temperature=0.07).eval()
-    train, train_labels, test = torch.randn(40, 3, 32, 32), torch.randint(0, 3, (40,)), torch.randn(9, 3, 32, 32)
-    with pytest.raises(UserError, match="no training images"):
-        model(test, samples(9), mode="predict")
-    model.set_training_features(model(train), train_labels)
-    scores = torch.stack([one["scores"] for one in model(test, samples(9), mode="predict")])
-    encoder = model.backbone.double()
-    with torch.no_grad():
-        bank = encoder.forward_features(train.double())[:, 1:].mean(1)
-        queries = encoder.forward_features(test.double())[:, 1:].mean(1)
-    for query, row in zip(queries, scores, strict=True):
-        similarity = [float(query @ one / query.norm() / one.norm()) for one in bank]
-        nearest = sorted(range(40), key=lambda i: -similarity[i])[:5]
-        votes = [sum(np.exp(similarity[i] / 0.07) for i in nearest if train_labels[i] == c) for c in range(3)]
-        np.testing.assert_allclose(row.numpy(), votes, rtol=2e-4)
-    with pytest.raises(UserError, match=r"model.k = 5 with 4 training images"):
-        model.set_training_features(torch.randn(4, 48), torch.zeros(4, dtype=torch.long))
 
 
 def test_ranks_and_accuracy() -> None:
@@ -152,15 +127,6 @@ def test_ranks_and_accuracy() -> None:
     hits = [label in row for label, row in zip(labels, top5, strict=True)]
     assert metrics["top5"] == pytest.approx(100 * np.mean(hits))
     assert 0 < metrics["top1"] < metrics["top5"] < 100
-
-
-def test_cached_features_are_batches() -> None:
-    data = FeatureDataset(torch.arange(10.0).view(5, 2), torch.arange(5), SimpleNamespace(metainfo={}))
-    batch = adpe_collate(data.__getitems__([1, 3 + 5, 4 + 10]))  # indices of later passes
-    assert batch["inputs"].tolist() == [[2.0, 3.0], [6.0, 7.0], [8.0, 9.0]]
-    assert batch["data_samples"]["label"].tolist() == [1, 3, 4]
-    items = [{"inputs": torch.zeros(2), "label": 1}, {"inputs": torch.ones(2), "label": 2}]
-    assert adpe_collate(items)["label"].tolist() == [1, 2]
 
 
 def write_images(folder: Path, train: int = 8, test: int = 4, size: int = 32) -> Path:
@@ -215,7 +181,7 @@ def test_mistakes_in_the_model() -> None:
     with pytest.raises(UserError, match="global_pool must be avg"):
         AdPEClassifier(**TINY, num_classes=3, global_pool="max")
     with pytest.raises(UserError, match="token where there is a class token"):
-        AdPEKNNClassifier(**TINY, num_classes=3, global_pool="token", class_token=False)
+        AdPEFrozenEncoder(**TINY, global_pool="token", class_token=False)
     with pytest.raises(UserError, match="mixup has no place in a linear probe"):
         AdPEClassifier(**TINY, num_classes=3, frozen=True, mixup={"mixup_alpha": 1.0})
     with pytest.raises(UserError, match="unexpected keyword argument 'width'"):
@@ -239,7 +205,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(kind: str, data: Path, work: Path, *options: str) -> int:
     """Train a CIFAR-10 config on small folders; 3 classes of 16 and 4 images."""
     shape = ["model.embed_dim=32", "model.depth=2", "model.num_heads=2", "num_classes=3", f"data_root={data}"]
-    batch = [] if kind == "knn" else ["effective_batch=16"]
+    batch = {"finetune": ["effective_batch=16"], "linear": ["evaluation.batch_size=16"]}.get(kind, [])
     if kind == "finetune":
         shape += ["train_dataloader.num_workers=0", "train_dataloader.persistent_workers=False"]
     config = str(ROOT / "configs" / f"cifar10_{kind}.py")
@@ -256,47 +222,36 @@ def pretrained(folder: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_linear_probe_through_the_launcher(data: Path, tmp_path: Path) -> None:
-    """Trains on cached features from a checkpoint; record, per-image file, resume and evaluation agree."""
-    encoder = pretrained(tmp_path)
-    options = [f"pretrained={encoder}", "epochs=30", "warmup_epochs=3", "model.global_pool=avg"]
-    assert run("linear", data, tmp_path / "run", *options) == 0
+def test_linear_probe_with_augmentation(data: Path, tmp_path: Path) -> None:
+    """MAE's probe trains the head alone, through the launcher; resumed and tested it gives the same."""
+    shape = ["model.embed_dim=32", "model.depth=2", "model.num_heads=2", "num_classes=3", f"data_root={data}"]
+    shape += ["image_size=32", "model.model=adpe_vit_tiny_patch4", f"pretrained={pretrained(tmp_path)}"]
+    shape += ["test_transform.crop_pct=1.0", "val_dataloader.dataset.split=test", "model.global_pool=avg", "blr=60"]
+    length = ["epochs=20", "warmup_epochs=2", "effective_batch=16", "default_hooks.checkpoint.interval=10"]
+    workers = ("num_workers=0", "persistent_workers=False")
+    loaders = [f"{part}_dataloader.{key}" for part in ("train", "val") for key in workers]
+    options = ["--cfg-options", *shape, *length, *loaders]
+    config = str(ROOT / "configs" / "imagenet_linear_vitb.py")
+    assert train_main([config, "--work-dir", str(tmp_path / "run"), *options]) == 0
     (record,), faults = read_records(tmp_path / "run" / "record.jsonl")
-    assert faults == []
-    assert (record["task"], record["dataset"], record["start"]) == ("classification", "CIFAR-10", "pretrained")
-    assert record["effective_batch"] == 16
-    protocol = record["protocol"]["facts"]
-    assert record["protocol"]["data"]["train"]["images"] == 48
-    assert (protocol["head"], protocol["pooling"], protocol["epochs"], protocol["crop"]) == (
-        "linear probe",
-        "avg",
-        30,
-        32,
-    )
-    assert protocol["augmented"] is False
+    facts = record["protocol"]["facts"]
+    assert faults == [] and record["effective_batch"] == 16
+    assert (facts["head"], facts["pooling"], facts["epochs"], facts["augmented"]) == ("linear probe", "avg", 20, True)
     assert record["metrics"]["top1"] == 100.0  # colours
-    assert "top5" not in record["metrics"]
     arrays = read_per_image(record["per_image"])
     assert sorted(arrays["images"]) == sorted(f"{name}/{i}.png" for name in COLOURS for i in range(4))
-    assert arrays["rank"].tolist() == [0] * 12 and arrays["prediction"].tolist() == arrays["label"].tolist()
     assert metrics_of(arrays, arrays["images"])["top1"](np.arange(12)) == 100.0
-    checkpoint = tmp_path / "run" / "epoch_30.pth"
-    state = torch.load(checkpoint, weights_only=True)["state_dict"]
-    start = {n.removeprefix("backbone."): t for n, t in state.items() if n.startswith("backbone.")}
+    state = torch.load(tmp_path / "run" / "epoch_20.pth", weights_only=True)["state_dict"]
     torch.manual_seed(1)
     expected = create_encoder("adpe_vit_tiny_patch4", embed_dim=32, depth=2, num_heads=2, img_size=32).state_dict()
-    assert all(torch.equal(start[name], tensor) for name, tensor in expected.items())
-    # tools/test.py on the same images gives the same number.
+    assert all(torch.equal(state[f"backbone.{name}"], tensor) for name, tensor in expected.items())
     out = tmp_path / "metrics.json"
-    shape = ["model.embed_dim=32", "model.depth=2", "model.num_heads=2", "num_classes=3", f"data_root={data}"]
-    arguments = [str(ROOT / "configs" / "cifar10_linear.py"), str(checkpoint), "--work-dir", str(tmp_path / "test")]
-    assert evaluate([*arguments, "--out", str(out), "--cfg-options", *shape, "model.global_pool=avg"]) == 0
+    tested = [config, str(tmp_path / "run" / "epoch_20.pth"), "--work-dir", str(tmp_path / "test"), "--out", str(out)]
+    assert evaluate([*tested, *options]) == 0
     assert json.loads(out.read_text()) == {"top1": 100.0}
-    # Resumed from the checkpoint before the last: the same weights.
-    arguments = [str(ROOT / "configs" / "cifar10_linear.py"), "--work-dir", str(tmp_path / "resumed")]
-    resume = ["--resume", str(tmp_path / "run" / "epoch_24.pth")]
-    assert train_main([*arguments, *resume, "--cfg-options", *shape, "effective_batch=16", *options]) == 0
-    resumed = torch.load(tmp_path / "resumed" / "epoch_30.pth", weights_only=True)["state_dict"]
+    resume = ["--resume", str(tmp_path / "run" / "epoch_10.pth")]
+    assert train_main([config, "--work-dir", str(tmp_path / "resumed"), *resume, *options]) == 0
+    resumed = torch.load(tmp_path / "resumed" / "epoch_20.pth", weights_only=True)["state_dict"]
     assert all(torch.equal(resumed[name], tensor) for name, tensor in state.items())
 
 
@@ -316,17 +271,6 @@ def test_finetuning_through_the_launcher(data: Path, tmp_path: Path, capsys: pyt
 
 
 @pytest.mark.slow
-def test_knn_through_the_launcher(data: Path, tmp_path: Path) -> None:
-    """No training, one evaluation, one record."""
-    encoder = pretrained(tmp_path)
-    assert run("knn", data, tmp_path / "run", f"pretrained={encoder}", "model.k=3") == 0
-    (record,), _ = read_records(tmp_path / "run" / "record.jsonl")
-    assert record["protocol"]["facts"]["head"] == "k-NN" and record["protocol"]["facts"]["neighbours"] == [3, 0.07]
-    assert record["metrics"] == {"top1": 100.0}
-    assert record["checkpoint"] is None and record["pretrained_sha256"] is not None
-
-
-@pytest.mark.slow
 def test_what_does_not_fit_is_told(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def error(kind: str, *options: str) -> str:
         assert run(kind, data, tmp_path / "run", *options) == 2
@@ -335,9 +279,11 @@ def test_what_does_not_fit_is_told(data: Path, tmp_path: Path, capsys: pytest.Ca
         return text
 
     assert "3 class folders (blue, green, red), the config says num_classes = 4" in error("linear", "num_classes=4")
-    assert "model.k = 49 with 48 training images" in error("knn", "model.k=49")
+    assert "evaluation.k = 49 with 48 training images" in error("knn", "evaluation.k=49")
+    assert "evaluation.batch_size = 512 with 48 training images" in error("linear", "evaluation.batch_size=512")
+    assert "evaluation.type = 'k-NN'" in error("knn", "evaluation.type=k-NN")
+    assert "warmup_epochs = 90" in error("linear", "evaluation.warmup_epochs=90")
     wrong = create_encoder("adpe_vit_tiny_patch4", embed_dim=64, depth=2, num_heads=2, img_size=32)
     save_checkpoint({f"encoder.{n}": t for n, t in wrong.state_dict().items()}, tmp_path / "wide.safetensors")
     assert "embed_dim = 32" in error("linear", f"pretrained={tmp_path / 'wide.safetensors'}")
-    assert "augment=True in the config" in error("linear", "train_dataloader.dataset.transform.is_training=True")
     assert "pretrained" not in error("finetune", "data_root=nowhere")

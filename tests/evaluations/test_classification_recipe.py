@@ -24,6 +24,8 @@ from torch import nn
 from torchvision import transforms
 
 from adpe.engine.settings.effective_batch import apply_effective_batch
+from adpe.evaluations.base import build_evaluation
+from adpe.evaluations.knn import KNN
 
 # lr = blr x 1024 / 256 with blr 5e-4 (B), 1e-3 (L, H); layer decay; drop path; epochs (MAE's FINETUNE.md)
 FINETUNE = {
@@ -237,9 +239,10 @@ def test_knn_protocol() -> None:
     """k = 20, temperature 0.07; both sets under the test transform; nothing trained."""
     for name in ("configs/imagenet_knn_vitb.py", "configs/cifar10_knn.py"):
         cfg, model = config(name), meta_model(name)
-        assert (model.k, model.temperature, model.global_pool) == (20, 0.07, "avg")
+        evaluation = build_evaluation(cfg.evaluation)
+        assert (type(evaluation), evaluation.k, evaluation.temperature) == (KNN, 20, 0.07)
+        assert model.global_pool == "avg"
         assert cfg.train_dataloader.dataset.transform == cfg.val_dataloader.dataset.transform
-        assert cfg.train_cfg.max_epochs == 0
         assert not any(parameter.requires_grad for parameter in model.parameters())
 
 
@@ -254,15 +257,19 @@ def test_cifar10_takes_the_options_of_pretraining(name: str) -> None:
     )  # fmt: skip
     assert cfg.model.init_cfg == {"type": "Pretrained", "checkpoint": "encoder.pth"}
     assert (cfg.record.start, cfg.record.task, cfg.record.dataset) == ("pretrained", "classification", "CIFAR-10")
-    encoder = MODELS.build({**cfg.model, "init_cfg": None}).backbone
+    named = {} if cfg.model.model else {"model": "adpe_vit_tiny_patch4"}
+    encoder = MODELS.build({**cfg.model, **named, "init_cfg": None}).backbone
     assert (encoder.embed_dim, len(encoder.blocks), encoder.num_heads, encoder.patch_size) == (96, 4, 3, 4)
     assert (encoder.img_size, encoder.position) == ((32, 32), "relative")
     assert config(f"configs/cifar10_{name}.py").record.start == "random"
 
 
-def test_cifar10_probe_with_and_without_augmentation() -> None:
-    plain, augmented = config("configs/cifar10_linear.py"), config("configs/cifar10_linear.py", {"augment": True})
-    assert [hook.type for hook in plain.custom_hooks] == ["SyncBuffersHook", "AdPEFeatureCacheHook"]
-    assert plain.train_dataloader.dataset.transform == plain.val_dataloader.dataset.transform
-    assert [hook.type for hook in augmented.custom_hooks] == ["SyncBuffersHook"]
-    assert augmented.train_dataloader.dataset.transform.is_training is True
+def test_cifar10_probe() -> None:
+    """On the class token, of images as they are; batch, rates and lengths as recorded."""
+    cfg = config("configs/cifar10_linear.py")
+    assert cfg.model.global_pool == "token"
+    assert cfg.train_dataloader.dataset.transform == cfg.val_dataloader.dataset.transform
+    assert vars(build_evaluation(cfg.evaluation)) == {
+        "epochs": 90, "warmup_epochs": 10, "lr": 25.6, "batch_size": 512, "momentum": 0.9, "weight_decay": 0.0,
+        "trust_coeff": 0.001, "head_init_std": 0.01,
+    }  # fmt: skip

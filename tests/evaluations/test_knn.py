@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from sklearn.neighbors import KNeighborsClassifier
 
-from adpe.evaluations.knn import features, knn_accuracy
-from adpe.methods.factory import create_model
-from adpe.models.vit import VisionTransformer
+from adpe.evaluations.knn import knn_votes
+
+
+def knn_accuracy(train, labels, test, wanted, **options):
+    votes = knn_votes(train, labels, test, int(torch.cat([labels, wanted]).max()) + 1, **options)
+    return 100 * float((votes.argmax(1) == wanted).double().mean())
 
 
 def test_votes_are_weighted_by_similarity():
@@ -40,49 +38,6 @@ def test_equals_scikit_learn():
     assert ours == pytest.approx(100 * theirs)
 
 
-def test_features_are_the_mean_of_the_patch_tokens():
-    encoder = VisionTransformer(img_size=16, patch_size=4, embed_dim=16, depth=1, num_heads=2)
-    images = torch.randn(3, 3, 16, 16)
-    expected = F.normalize(encoder.forward_features(images)[:, 1:].mean(1), dim=1)
-    torch.testing.assert_close(features(encoder, [images[:2], images[2:]]), expected.detach())
-
-
-def test_features_of_the_class_token():
-    encoder = VisionTransformer(img_size=16, patch_size=4, embed_dim=16, depth=1, num_heads=2)
-    images = torch.randn(3, 3, 16, 16)
-    expected = F.normalize(encoder.forward_features(images)[:, 0], dim=1)
-    torch.testing.assert_close(features(encoder, [images], "token"), expected.detach())
-    with pytest.raises(ValueError, match="global_pool must be avg, or token where there is a class token; got 'max'"):
-        features(encoder, [images], "max")
-
-
 def test_too_many_neighbours():
     with pytest.raises(ValueError, match="k=4 with 3 training"):
         knn_accuracy(torch.eye(3), torch.arange(3), torch.eye(3), torch.arange(3), k=4)
-
-
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    script = Path(__file__).parents[2] / "tools" / "knn.py"
-    return subprocess.run([sys.executable, script, *map(str, arguments)], capture_output=True, text=True)
-
-
-def test_the_script_on_a_checkpoint_that_knows_its_model(tmp_path):
-    generator = np.random.default_rng(0)
-    for split in ("train", "test"):
-        for name, colour in (("blue", (20, 20, 200)), ("red", (200, 20, 20))):
-            (tmp_path / "data" / split / name).mkdir(parents=True)
-            for i in range(4):
-                pixels = np.clip(np.array(colour) + generator.integers(-20, 20, (16, 16, 3)), 0, 255)
-                Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "data" / split / name / f"{i}.png")
-    options = {"embed_dim": 16, "depth": 1, "num_heads": 2, "img_size": 16}
-    model = create_model("adpe_vit_tiny_patch4", adversary="coordinate", **options)
-    config = {"type": "AdPEPretraining", "model": "adpe_vit_tiny_patch4", "adversary": "coordinate", **options}
-    meta = {"cfg": f"model = {config!r}\n"}
-    state = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    torch.save({"meta": meta, "state_dict": state}, tmp_path / "epoch_1.pth")
-    result = run(tmp_path / "epoch_1.pth", "--source", tmp_path / "data", "--k", 3)
-    assert result.returncode == 0, result.stderr
-    # Even a random encoder tells red from blue.
-    assert "k-NN top-1 100.00%" in result.stdout
-    result = run(tmp_path / "epoch_1.pth", "--source", tmp_path / "data", "--k", 30)
-    assert result.returncode == 2 and "k=30 with 8 training" in result.stderr

@@ -29,7 +29,7 @@ from test_backbone_swap import SEGMENTATION, SIZE, batch, build, detector, segme
 
 import adpe
 from adpe.evaluations.classification import AdPEClassifier
-from adpe.evaluations.knn import features, knn_accuracy
+from adpe.evaluations.knn import knn_votes
 
 pytestmark = pytest.mark.slow(15)
 COLUMN = 8  # pixels of a patch
@@ -241,7 +241,10 @@ def test_classification_and_neighbours() -> None:
         model = AdPEClassifier(model="adpe_vit_tiny_patch4", num_classes=3, **size)
 
         def neighbours(model: AdPEClassifier = model) -> float:
-            return knn_accuracy(features(model.backbone, [images]), labels, features(model.backbone, [new]), wanted)
+            model.eval()
+            with torch.no_grad():
+                bank, test = (F.normalize(model.features(part), dim=1) for part in (images, new))
+            return 100 * float((knn_votes(bank, labels, test, 3).argmax(1) == wanted).float().mean())
 
         if kind is None:
             reached["k-NN", "random"] = neighbours()

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -111,52 +112,81 @@ class AdPERecordHook(Hook):
             f"Finished: {runner.iter} iterations in {wall_time:.0f} s; {metrics or 'no validation'}; {runner.work_dir}"
         )
         if runner.cfg.get("record") and is_main_process():
-            record = make_record(runner, self.metrics, wall_time, rate, self.protocol, self.per_image_file)
-            for path in (os.path.join(runner.work_dir, "record.jsonl"), runner.cfg.get("record_file")):
-                if path is not None:
-                    append_record(path, record)
+            last = runner.message_hub.runtime_info.get("last_ckpt")
+            wrapper = runner.cfg.optim_wrapper
+            accumulated = wrapper.get("accumulative_counts", 1)
+            run = Run(
+                runner.cfg,
+                getattr(runner, "source", (runner.cfg,))[0],
+                runner.work_dir,
+                runner.seed,
+                self.metrics,
+                wall_time,
+                self.protocol,
+                self.per_image_file,
+                last if last and os.path.isfile(last) else None,
+                runner.world_size,
+                precision_of(wrapper),
+                runner.cfg.train_dataloader.batch_size * runner.world_size * accumulated,
+                runner.max_iters // accumulated,
+                rate,
+            )
+            write_record(make_record(run), runner.work_dir, runner.cfg.get("record_file"))
 
 
-def make_record(
-    runner: Any,
-    metrics: dict[str, float],
-    wall_time: float,
-    rate: float,
-    protocol: dict[str, Any],
-    per_image: str | None = None,
-) -> dict[str, Any]:
-    """The record of a finished run.
+@dataclass
+class Run:
+    """A finished run, for its record.
 
-    Args:
-        runner: after training.
-        metrics: of the final validation.
-        wall_time: s, of the whole run, resumptions included.
-        rate: training iterations per s.
+    Attributes:
+        cfg: the config that ran.
+        source: the config as it was read.
+        work_dir: of the run.
+        seed: of the run.
+        metrics: of the final evaluation.
+        seconds: of the whole run, resumptions included.
         protocol: `protocol`, `fingerprint`, `task_fingerprint` and `own` of `adpe.engine.resolved_protocol`.
         per_image: file of per-image statistics of the final validation, if there is one.
-
-    Returns:
-        a record that `append_record` takes.
+        checkpoint: the last one, if there is one.
+        processes: how many.
+        precision: of the training.
+        effective_batch: images of a step.
+        iterations: optimiser steps.
+        rate: training iterations per s.
     """
-    cfg = runner.cfg
+
+    cfg: Config
+    source: Any
+    work_dir: str
+    seed: int
+    metrics: dict[str, float]
+    seconds: float
+    protocol: dict[str, Any]
+    per_image: str | None = None
+    checkpoint: str | None = None
+    processes: int = 1
+    precision: str = "float32"
+    effective_batch: int = 0
+    iterations: int = 0
+    rate: float = 0.0
+
+
+def make_record(run: Run) -> dict[str, Any]:
+    """The record of a finished run, which `append_record` takes."""
+    cfg = run.cfg
     given: dict[str, Any] = cfg.record.to_dict()
     # A resumed run has its own checkpoint in `load_from`; where it began is in the config as it was read.
-    source = getattr(runner, "source", (cfg,))[0]
     pretrained = next(_pretrained(cfg.model.to_dict()), None) or (
-        None if source.get("resume") else source.get("load_from")
+        None if run.source.get("resume") else run.source.get("load_from")
     )
     origin = _origin(pretrained)
     if origin and origin["epochs"] is not None:
         given["pretraining_epochs"] = origin["epochs"]  # what the file says, whatever the command line does
-    last = runner.message_hub.runtime_info.get("last_ckpt")
-    checkpoint = last if last and os.path.isfile(last) else None
-    wrapper = cfg.optim_wrapper
-    batch = cfg.train_dataloader.batch_size * runner.world_size * wrapper.get("accumulative_counts", 1)
     cuda = torch.cuda.is_available()
     peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {
         "schema": SCHEMA,
-        "run": f"{Path(runner.work_dir).name}-{runner.seed}",
+        "run": f"{Path(run.work_dir).name}-{run.seed}",
         "suite": None,
         "sweep": None,
         "config": str(cfg.filename),
@@ -164,30 +194,37 @@ def make_record(
         **given,
         # A file that was loaded is a start, whatever the config calls it.
         "start": "pretrained" if pretrained else given.get("start"),
-        "seed": runner.seed,
-        "metrics": metrics,
-        "checkpoint": checkpoint,
-        "checkpoint_sha256": file_sha256(checkpoint) if checkpoint else None,
+        "seed": run.seed,
+        "metrics": run.metrics,
+        "checkpoint": run.checkpoint,
+        "checkpoint_sha256": file_sha256(run.checkpoint) if run.checkpoint else None,
         "pretrained_sha256": file_sha256(pretrained) if pretrained and os.path.isfile(pretrained) else None,
         "pretrained_from": origin,
-        "per_image": per_image,
-        "per_image_sha256": file_sha256(per_image) if per_image else None,
+        "per_image": run.per_image,
+        "per_image_sha256": file_sha256(run.per_image) if run.per_image else None,
         "commit": _commit(),
         "versions": _versions(),
         "hardware": {
             "device": torch.cuda.get_device_name() if cuda else platform.processor() or platform.machine(),
-            "processes": runner.world_size,
+            "processes": run.processes,
             "cores": os.cpu_count(),
         },
-        "precision": precision_of(wrapper),
-        "effective_batch": batch,
-        "iterations": runner.max_iters // wrapper.get("accumulative_counts", 1),
-        **protocol,
-        "wall_time_s": round(wall_time, 2),
+        "precision": run.precision,
+        "effective_batch": run.effective_batch,
+        "iterations": run.iterations,
+        **run.protocol,
+        "wall_time_s": round(run.seconds, 2),
         "peak_memory_bytes": peak,
-        "iterations_per_s": round(rate, 4),
+        "iterations_per_s": round(run.rate, 4),
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def write_record(record: dict[str, Any], work_dir: str, also: str | None) -> None:
+    """Append a record to ``<work_dir>/record.jsonl`` and to the file `also`, if there is one."""
+    for path in (os.path.join(work_dir, "record.jsonl"), also):
+        if path is not None:
+            append_record(path, record)
 
 
 def _pretrained(node: Any) -> Iterator[str]:

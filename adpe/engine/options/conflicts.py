@@ -54,9 +54,7 @@ def check_length(cfg: Config) -> None:
             f"other loop with {'type' if 'type' in train_cfg else 'by_epoch'}."
         )
     length = train_cfg.get(needed)
-    # k-NN has nothing to train, and says so.
-    least = 0 if cfg.optim_wrapper.get("constructor") == "AdPENothingToOptimizeConstructor" else 1
-    if isinstance(length, bool) or not isinstance(length, (int, float)) or length != int(length) or length < least:
+    if isinstance(length, bool) or not isinstance(length, (int, float)) or length != int(length) or length < 1:
         raise UserError(f"train_cfg.{needed} must be a positive whole number, got {length!r}.")
 
 

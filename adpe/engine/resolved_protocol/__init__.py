@@ -23,18 +23,21 @@ from torch import nn
 
 from adpe.engine.config import read_config
 from adpe.engine.resolved_protocol.data import data_description
-from adpe.engine.resolved_protocol.description import as_json, model_description, optimizer_description
+from adpe.engine.resolved_protocol.description import as_json, attributes, model_description, optimizer_description
 from adpe.engine.settings.precision import request_precision, settle_precision
+from adpe.engine.settings.start import ENCODERS
 from adpe.engine.unwrapped import unwrapped
 from adpe.errors import UserError
 from adpe.evaluations.accuracy import classification_protocol
+from adpe.evaluations.base import Evaluation, build_evaluation
 from adpe.leaderboard.protocol import FREE_HOOKS, FREE_TOP, SWEPT, VERSION, changes, fingerprint
 from adpe.models.vit import VisionTransformer
 
-_ENCODERS = ("AdPEViT", "AdPEClassifier", "AdPEKNNClassifier")
 # How the metrics of ``tools/test.py --tta`` are taken (mIoU_ms), which are of the same run.
 TTA = ("tta_model", "tta_pipeline")
 _DATA = {"train": "train_dataloader", "val": "val_dataloader"}
+# What an evaluation on frozen features reads of a config.
+_EVALUATED = ("model", "evaluation", *_DATA.values())
 
 
 def resolve(path: str | Path, options: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -87,9 +90,13 @@ def _described(
 ) -> tuple[Config, dict[str, Any]]:
     """The config and its protocol; `settle` decides what a run decides on its machine."""
     cfg = read_config(path, options)
+    init_default_scope(cfg.get("default_scope", "mmengine"))
+    if cfg.get("evaluation"):
+        with aside():
+            model = MODELS.build(_copy(cfg.model))
+        return cfg, describe_evaluation(cfg, model, build_evaluation(cfg.evaluation), swept_paths(path, options, cfg))
     request_precision(cfg)
     settle(cfg)
-    init_default_scope(cfg.get("default_scope", "mmengine"))
     with aside():
         model = MODELS.build(_copy(cfg.model))
         optim_wrapper = build_optim_wrapper(model, _copy(cfg.optim_wrapper))
@@ -111,6 +118,8 @@ def compared(own: dict[str, Any], task: dict[str, Any] | None) -> dict[str, Any]
 def _in_precision_of(own: dict[str, Any], task: dict[str, Any]) -> dict[str, Any]:
     """The protocol of a task in the precision of the run, which ``--amp`` or the machine decides and no method."""
     config, optimizer = task["config"], task["optimizer"]
+    if "optim_wrapper" not in config:
+        return task
     wrapper = {**config["optim_wrapper"], "type": own["config"]["optim_wrapper"]["type"]}
     config = {**config, "optim_wrapper": wrapper}
     if "wrapper" in optimizer and "wrapper" in own["optimizer"]:
@@ -157,6 +166,36 @@ def describe(cfg: Config, model: nn.Module, optim_wrapper: Any, swept: Iterable[
         "model": built,
         "optimizer": optimizer_description(optim_wrapper),
     }
+
+
+def describe_evaluation(
+    cfg: Config, model: nn.Module, evaluation: Evaluation, swept: Iterable[str] = ()
+) -> dict[str, Any]:
+    """The protocol of an evaluation on frozen features, but for the data; arguments as of `describe`."""
+    config = _resolved(cfg)
+    # Options that the config leaves out have their defaults in the built object.
+    config["evaluation"] = {"type": cfg.evaluation.type, **attributes(evaluation, set())}
+    for path in swept:
+        _replace(config, path.split("."))
+    built = model_description(unwrapped(model))
+    _leave_to_built(config["model"], built)
+    # The size is told by the built encoder, whether it is the config's or the checkpoint's.
+    for name in ("model", "depth"):
+        config["model"].pop(name, None)
+    dataset = cfg.val_dataloader.dataset
+    transform = dataset.get("transform") or {}
+    encoder = unwrapped(model).backbone
+    facts = {
+        "backbone": f"ViT {len(encoder.blocks)} x {encoder.embed_dim}, patch {encoder.patch_size}",
+        "head": evaluation.head,
+        "crop": as_json(transform.get("input_size")),
+        "crop_pct": transform.get("crop_pct"),
+        "pooling": getattr(model, "global_pool", None),
+        "split": dataset.get("split"),
+        "images": [cfg[name].dataset.get("limit") for name in _DATA.values() if cfg.get(name)],
+        **as_json(evaluation.facts()),
+    }
+    return {"version": VERSION, "facts": facts, "config": config, "model": built, "optimizer": {}}
 
 
 def data_protocol(runner: Any) -> dict[str, Any]:
@@ -236,8 +275,10 @@ def _batch(cfg: Config) -> int:
 def _resolved(cfg: Config) -> dict[str, Any]:
     """What the Runner is given, but for what is free; how many images a step has stands among the facts."""
     content = cfg.to_dict()
-    names = [name for name in (*inspect.signature(Runner.__init__).parameters, *TTA) if name in content]
+    names = [name for name in (*inspect.signature(Runner.__init__).parameters, *TTA, "evaluation") if name in content]
     config = {name: as_json(content[name]) for name in names if name not in FREE_TOP}
+    if "evaluation" in config:  # what belongs to training is not used
+        config = {name: part for name, part in config.items() if name in _EVALUATED}
     if "default_hooks" in config:
         config["default_hooks"] = {
             name: hook for name, hook in config["default_hooks"].items() if name not in FREE_HOOKS
@@ -259,7 +300,7 @@ def _leave_to_built(model: dict[str, Any], built: dict[str, Any]) -> None:
     """
     parameters = inspect.signature(VisionTransformer.__init__).parameters
     for node in (model, model.get("backbone")):
-        if not isinstance(node, dict) or node.get("type") not in _ENCODERS:
+        if not isinstance(node, dict) or node.get("type") not in ENCODERS:
             continue
         told = built.get("backbone") or {}
         for name in [name for name in node if name in parameters]:

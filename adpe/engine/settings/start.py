@@ -13,11 +13,11 @@ from adpe.models.factory import encoder_options
 from adpe.transfer.initialisation import described_start, options_of_start
 
 # Models and backbones whose options are those of the encoder.
-ENCODERS = ("AdPEViT", "AdPEClassifier", "AdPEKNNClassifier")
+ENCODERS = ("AdPEViT", "AdPEClassifier", "AdPEFrozenEncoder")
 # Options of these beside the encoder's own.
 _OTHERS = (
     "type", "model", "init_cfg", "out_indices", "final_norm", "out_type", "frozen_stages", "global_pool", "frozen",
-    "mixup", "mixup_batch", "label_smoothing", "head_init_std", "data_preprocessor", "k", "temperature",
+    "mixup", "mixup_batch", "label_smoothing", "head_init_std", "data_preprocessor",
 )  # fmt: skip
 
 
