@@ -254,7 +254,7 @@ def test_clean_removes_only_an_environment_of_its_own(tree: Path):
 def test_ci_passes_only_if_tests_ran_and_passed(tree: Path):
     for name in ("adpe", "benchmarks", "tests", ".ci"):
         (tree / name).mkdir()
-    for name in (".ci/run", "adpe/doctor.py", "tools/doctor.py"):
+    for name in (".ci/run", "adpe/doctor.py", "adpe/files.py", "tools/doctor.py"):
         shutil.copy(ROOT / name, tree / name)
     for name in ("adpe", "benchmarks"):
         (tree / name / "__init__.py").write_text('"""A package."""\n')
