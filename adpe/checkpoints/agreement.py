@@ -20,7 +20,7 @@ FIXED = (
 # What an encoder has of its checkpoint unless it is told otherwise.
 _TAKEN = (
     "class_token", "relative_query", "learned_pos_embed", "use_rel_pos", "use_rel_pos_bias", "window_size",
-    "global_attn_indexes",
+    "global_attn_indexes", "num_class_tokens",
 )  # fmt: skip
 
 

@@ -66,6 +66,7 @@ def _check_tensors(said: ModelSpecification, tensors: Mapping[str, Tensor], path
     """Raise UserError where a specification is not that of the tensors beside it."""
     shown = _shapes(tensors, path)
     shown["class_token"] = "cls_token" in tensors
+    shown["num_class_tokens"] = _class_tokens(tensors)
     shown["layer_scale"] = "blocks.0.ls1.gamma" in tensors
     shown["use_rel_pos"] = "blocks.0.attn.rel_pos_h" in tensors
     shown["use_rel_pos_bias"] = f"blocks.0.attn{BEIT_TABLE}" in tensors
@@ -89,11 +90,16 @@ def _check_tensors(said: ModelSpecification, tensors: Mapping[str, Tensor], path
     if table is not None:
         grid = [side // said.patch_size for side in said.pretrain_img_size]
         rows = table.shape[1] if table.ndim == 3 else 0
-        if rows not in (grid[0] * grid[1], grid[0] * grid[1] + 1):
+        if rows - grid[0] * grid[1] not in (0, said.num_class_tokens):
             raise UserError(
                 f"{path}: {KEY}.pretrain_img_size is {list(said.pretrain_img_size)}, {grid[0]}x{grid[1]} patches, but "
                 f"its pos_embed has {rows} rows. Write or download it again."
             )
+
+
+def _class_tokens(tensors: Mapping[str, Tensor]) -> int:
+    token = tensors.get("cls_token")
+    return int(token.shape[1]) if token is not None and token.ndim == 3 and token.shape[1] else 1
 
 
 def _usual_eps(raw: Mapping[str, object]) -> tuple[float, str]:
@@ -166,6 +172,7 @@ def _infer(
             learned_pos_embed=table is not None and not fixed,
             pretrain_img_size=pretrain,
             class_token="cls_token" in tensors,
+            num_class_tokens=_class_tokens(tensors),
             layer_scale="blocks.0.ls1.gamma" in tensors,
             use_rel_pos="blocks.0.attn.rel_pos_h" in tensors,
             use_rel_pos_bias=beit,

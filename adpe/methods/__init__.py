@@ -5,4 +5,5 @@ METHODS = {
     "mae_plus": "adpe.methods.mae_plus:MAEPlus",
     "adpe": "adpe.methods.adpe:AdPE",
     "mfm": "adpe.methods.mfm:MFM",
+    "crossmae": "adpe.methods.crossmae:CrossMAE",
 }

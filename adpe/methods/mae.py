@@ -5,7 +5,7 @@ The loss is the mean squared error over hidden patches against pixels normalised
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from adpe.methods.base import PretrainingMethod, Progress
 from adpe.methods.masking import Mask, rank_mask
 from adpe.methods.pixels import normalize_patches, patchify, unpatchify
+from adpe.methods.rankings import BlockRanking, build_ranking
 from adpe.models.attention import RelativeTerm
 from adpe.models.layers import Block, LayerNorm, init_linear, run_blocks
 from adpe.models.pos_embed import sincos_table
@@ -27,10 +28,27 @@ Stage = Literal["encoder", "decoder"]
 
 
 class Decoder(nn.Module):
-    """Linear, fixed sine-cosine positions, blocks, norm, linear to the pixels of a patch (row, column, channel)."""
+    """Linear, sine-cosine positions, blocks, norm, linear to the pixels of a patch (row, column, channel).
+
+    Args:
+        encoder_dim: width of the tokens it is given.
+        patch_dim: pixels and channels of a patch.
+        embed_dim: its own width.
+        depth: blocks.
+        num_heads: heads.
+        relative: contextual relative positions.
+        learned_tokens: rows of a trained table of positions, those of the class tokens included; 0 has the fixed one.
+    """
 
     def __init__(
-        self, encoder_dim: int, patch_dim: int, embed_dim: int, depth: int, num_heads: int, relative: bool
+        self,
+        encoder_dim: int,
+        patch_dim: int,
+        embed_dim: int,
+        depth: int,
+        num_heads: int,
+        relative: bool,
+        learned_tokens: int = 0,
     ) -> None:
         super().__init__()
         self.num_heads = num_heads
@@ -38,6 +56,9 @@ class Decoder(nn.Module):
         self.blocks = nn.ModuleList(Block(embed_dim, num_heads, relative=relative) for _ in range(depth))
         self.norm = LayerNorm(embed_dim)
         self.pred = nn.Linear(embed_dim, patch_dim)
+        self.pos_embed: nn.Parameter | None = None
+        if learned_tokens:
+            self.pos_embed = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, learned_tokens, embed_dim), std=0.02))
         self.apply(init_linear)
 
 
@@ -51,6 +72,9 @@ class MAE(PretrainingMethod):
         decoder_embed_dim: width of the decoder.
         decoder_depth: blocks of the decoder.
         decoder_num_heads: heads of the decoder.
+        decoder_learned_pos_embed: train the decoder's positions, those of the class tokens too (Pixio), for crops of
+            the encoder's `img_size` alone.
+        mask: which patches are hidden, see :func:`adpe.methods.rankings.build_ranking`; None hides them at random.
 
     Raises:
         ValueError: for options that do not go together; the message says which.
@@ -66,6 +90,8 @@ class MAE(PretrainingMethod):
         decoder_embed_dim: int = 512,
         decoder_depth: int = 8,
         decoder_num_heads: int = 16,
+        decoder_learned_pos_embed: bool = False,
+        mask: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         if not 0 < mask_ratio < 1:
@@ -83,9 +109,17 @@ class MAE(PretrainingMethod):
         self.encoder: VisionTransformer = encoder
         self.mask_ratio = mask_ratio
         self.norm_pix_loss = norm_pix_loss
+        self.ranking = build_ranking(mask)
+        grid = encoder.grid_of(encoder.img_size)
         patch_dim = encoder.patch_embed.proj.in_channels * encoder.patch_size**2
         self.decoder = Decoder(
-            encoder.embed_dim, patch_dim, decoder_embed_dim, decoder_depth, decoder_num_heads, encoder.relative
+            encoder.embed_dim,
+            patch_dim,
+            decoder_embed_dim,
+            decoder_depth,
+            decoder_num_heads,
+            encoder.relative,
+            encoder.num_prefix_tokens + grid[0] * grid[1] if decoder_learned_pos_embed else 0,
         )
         dim = encoder.embed_dim if self.mask_tokens == "encoder" else decoder_embed_dim
         self.mask_token: nn.Parameter | None = nn.Parameter(torch.randn(1, 1, dim) * 0.02)
@@ -117,8 +151,9 @@ class MAE(PretrainingMethod):
         patches = encoder.patch_embed(images)
         assert encoder.cls_token is not None
         table = encoder.position_table(grid, encoder.cls_token)  # not rounded by autocast
-        patches = self.hide(patches, table[:, 1:], mask, grid)
-        cls = (encoder.cls_token + table[:, :1]).expand(len(images), -1, -1)
+        prefix = encoder.num_prefix_tokens
+        patches = self.hide(patches, table[:, prefix:], mask, grid)
+        cls = (encoder.cls_token + table[:, :prefix]).expand(len(images), -1, -1)
         terms = self.relative_terms("encoder", grid, mask)
         return encoder.norm(run_blocks(encoder.blocks, torch.cat([cls, patches], 1), terms, encoder.grad_checkpointing))
 
@@ -129,16 +164,31 @@ class MAE(PretrainingMethod):
     def decode(self, tokens: Tensor, mask: Mask, grid: tuple[int, int]) -> Tensor:
         """Encoder tokens to decoder features of every patch, ``(B, L, D_dec)``."""
         x = self.decoder.embed(tokens).to(self.decoder.embed.weight.dtype)
-        x = self.insert_mask_tokens(x, mask) + sincos_table(*grid, x.shape[-1], x.dtype, x.device)
+        prefix = self.encoder.num_prefix_tokens
+        x = self.insert_mask_tokens(x, mask) + self.decoder_positions(grid, x)
         terms = self.relative_terms("decoder", grid, mask)
-        return self.decoder.norm(run_blocks(self.decoder.blocks, x, terms, self.encoder.grad_checkpointing))[:, 1:]
+        return self.decoder.norm(run_blocks(self.decoder.blocks, x, terms, self.encoder.grad_checkpointing))[:, prefix:]
+
+    def decoder_positions(self, grid: tuple[int, int], x: Tensor) -> Tensor:
+        """Positions ``(1, K + L, D_dec)`` of the decoder, in the dtype of `x`; those of K class tokens come first.
+
+        Raises:
+            ValueError: for another grid than that of a trained table.
+        """
+        prefix, table = self.encoder.num_prefix_tokens, self.decoder.pos_embed
+        if table is None:
+            return sincos_table(*grid, x.shape[-1], x.dtype, x.device, prefix)
+        if table.shape[1] != prefix + grid[0] * grid[1]:
+            raise ValueError(f"decoder_learned_pos_embed: trained for img_size={self.encoder.img_size}, given {grid}.")
+        return table
 
     def insert_mask_tokens(self, x: Tensor, mask: Mask) -> Tensor:
-        """Class and visible tokens ``(B, 1 + L - M, D_dec)`` to all places, ``(B, 1 + L, D_dec)``."""
+        """Class and visible tokens ``(B, K + L - M, D_dec)`` to all places, ``(B, K + L, D_dec)``."""
         assert self.mask_token is not None
+        prefix = self.encoder.num_prefix_tokens
         patches = self.mask_token.expand(*mask.hidden.shape, -1)
         visible = mask.visible_indices.unsqueeze(-1).expand(-1, -1, x.shape[-1])
-        return torch.cat([x[:, :1], patches.scatter(1, visible, x[:, 1:])], dim=1)
+        return torch.cat([x[:, :prefix], patches.scatter(1, visible, x[:, prefix:])], dim=1)
 
     def relative_terms(self, stage: Stage, grid: tuple[int, int], mask: Mask) -> list[RelativeTerm | None]:
         """The relative term of every block of the encoder or the decoder; None for absolute positions."""
@@ -150,13 +200,14 @@ class MAE(PretrainingMethod):
         return normalize_patches(patches)[0] if self.norm_pix_loss else patches
 
     def random_mask(self, images: Tensor, noise: Tensor | None = None) -> Mask:
-        """Hide all but the ``int(L * (1 - mask_ratio))`` patches of smallest noise."""
+        """Hide all but the ``int(L * (1 - mask_ratio))`` patches that the ranking, or `noise`, puts first."""
         h, w = self.encoder.patch_embed.grid(images)
         if noise is None:
-            noise = torch.rand(len(images), h * w, device=images.device)
+            noise = self.ranking(len(images), (h, w), images.device)
         if noise.shape != (len(images), h * w):
             raise ValueError(f"noise must be {(len(images), h * w)}, one number per patch; got {tuple(noise.shape)}.")
-        return rank_mask(noise, self.mask_ratio)
+        whole = isinstance(self.ranking, BlockRanking)
+        return rank_mask(noise, self.mask_ratio, self.ranking.visible(h * w, self.mask_ratio) if whole else None)
 
     def parameter_groups(
         self, lr: float, weight_decay: float, adversary_lr: float | None = None, **options: Any
@@ -198,5 +249,5 @@ class MAE(PretrainingMethod):
         images = views[0][:, 0]
         # Drawn on the CPU: the same mask on every device and at every time.
         h, w = self.encoder.patch_embed.grid(images)
-        noise = torch.rand(len(images), h * w, generator=torch.Generator().manual_seed(0)).to(images.device)
+        noise = self.ranking(len(images), (h, w), "cpu", torch.Generator().manual_seed(0)).to(images.device)
         return {"reconstructions": draw_reconstructions(self, images, noise, mean, std)}

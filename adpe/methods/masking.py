@@ -30,11 +30,18 @@ class Mask(NamedTuple):
         return torch.take_along_dim(x, self.visible_indices.unsqueeze(-1), dim=1)
 
 
-def rank_mask(noise: Tensor, mask_ratio: float) -> Mask:
+def rank_mask(noise: Tensor, mask_ratio: float, visible: int | None = None) -> Mask:
     """Hide all but the ``int(L * (1 - mask_ratio))`` patches of smallest noise, ``(B, L)``.
 
-    Uniform noise gives MAE's random masks (arXiv 2111.06377); other masks are other rankings.
+    Uniform noise gives MAE's random masks (arXiv 2111.06377); other masks are other rankings
+    (:mod:`adpe.methods.rankings`).
+
+    Args:
+        noise: a number for every patch.
+        mask_ratio: share of the patches that is hidden.
+        visible: how many stay visible instead.
     """
-    visible = int(noise.shape[1] * (1 - mask_ratio))
-    shown, hidden = noise.argsort(dim=1).tensor_split([visible], dim=1)
+    if visible is None:
+        visible = int(noise.shape[1] * (1 - mask_ratio))
+    shown, hidden = noise.argsort(dim=1, stable=True).tensor_split([visible], dim=1)
     return Mask(torch.ones_like(noise, dtype=torch.bool).scatter_(1, shown, False), hidden, shown)

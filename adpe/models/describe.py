@@ -24,6 +24,8 @@ def describe_positions(encoder: VisionTransformer) -> str:
         words.append(f"windows of {window}, offsets within windows, global {' '.join(whole) or 'none'}")
     if encoder.cls_token is None:
         words.append("no class token")
+    if encoder.num_prefix_tokens > 1:
+        words.append(f"{encoder.num_prefix_tokens} class tokens")
     return ", ".join(words)
 
 

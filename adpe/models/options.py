@@ -53,3 +53,11 @@ def check_shapes(
             f"global_attn_indexes={list(global_attn_indexes)} with window_size={window_size}: expected blocks "
             f"0..{depth - 1} and a window of at least one patch."
         )
+
+
+def check_class_tokens(number: int, position: str) -> None:
+    """Raise ValueError for a number of class tokens that there cannot be."""
+    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+        raise ValueError(f"num_class_tokens={number!r} must be a positive whole number; class_token=False has none.")
+    if number > 1 and position.startswith("relative"):
+        raise ValueError(f"num_class_tokens={number}: relative positions have a bucket for one class token.")

@@ -83,11 +83,11 @@ def grid_coordinates(h: int, w: int, dtype: torch.dtype, device: torch.device | 
 
 
 @cached_table
-def sincos_table(h: int, w: int, dim: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """``(1, 1 + h * w, dim)`` fixed position table: a zero row for the class token, then the patches."""
+def sincos_table(h: int, w: int, dim: int, dtype: torch.dtype, device: torch.device, prefix: int = 1) -> Tensor:
+    """``(1, prefix + h * w, dim)`` fixed position table: a zero row for each class token, then the patches."""
     with torch.inference_mode(False):  # a table first needed in evaluation must serve training too
         code = sincos(grid_coordinates(h, w, _exact(device), device), dim)
-        return torch.cat([torch.zeros_like(code[:1]), code]).to(dtype).unsqueeze(0)
+        return torch.cat([code.new_zeros(prefix, dim), code]).to(dtype).unsqueeze(0)
 
 
 def square_side(table: Tensor | None) -> int:

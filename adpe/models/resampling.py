@@ -27,14 +27,15 @@ PosEmbedResize = Literal["bicubic", "timm", "dino", "recompute"]
 def resample_pos_embed(
     pos_embed: Tensor, old: tuple[int, int], new: tuple[int, int], rule: PosEmbedResize = "bicubic"
 ) -> Tensor:
-    """Positions ``(1, 1 + h * w, D)`` of grid `old` for grid `new`, in their dtype; the class token's row is kept.
+    """Positions ``(1, K + h * w, D)`` of grid `old` for grid `new`, in their dtype; rows of class tokens are kept.
 
     Args:
         rule: see the module; "recompute" is none of these and counts as "bicubic", for tables that were learned.
     """
     if old == new:
         return pos_embed
-    cls, patches = pos_embed[:, :1], pos_embed[:, 1:]
+    prefix = pos_embed.shape[1] - old[0] * old[1]
+    cls, patches = pos_embed[:, :prefix], pos_embed[:, prefix:]
     image = patches.float().reshape(1, *old, -1).permute(0, 3, 1, 2)
     if rule == "dino":
         factors = ((new[0] + 0.1) / old[0], (new[1] + 0.1) / old[1])
@@ -52,9 +53,10 @@ def resampled_sincos(
     rule: PosEmbedResize,
     dtype: torch.dtype,
     device: torch.device,
+    prefix: int = 1,
 ) -> Tensor:
-    """``(1, 1 + h * w, dim)``: the fixed sine-cosine table of grid `old` for grid `new`."""
+    """``(1, prefix + h * w, dim)``: the fixed sine-cosine table of grid `old` for grid `new`."""
     with torch.inference_mode(False), torch.no_grad():
         if rule == "recompute":
-            return sincos_table(*new, dim, dtype, device)
-        return resample_pos_embed(sincos_table(*old, dim, torch.float32, device), old, new, rule).to(dtype)
+            return sincos_table(*new, dim, dtype, device, prefix)
+        return resample_pos_embed(sincos_table(*old, dim, torch.float32, device, prefix), old, new, rule).to(dtype)

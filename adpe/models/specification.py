@@ -54,6 +54,7 @@ class ModelSpecification:
         config_sha256: hash of what that config computes, see :func:`adpe.engine.hooks.recording.config_sha256`.
         epochs: length of that run; None if it counts iterations.
         iterations: optimiser steps done.
+        num_class_tokens: where there are any.
     """
 
     patch_size: int
@@ -81,6 +82,7 @@ class ModelSpecification:
     config_sha256: str | None = None
     epochs: int | None = None
     iterations: int | None = None
+    num_class_tokens: int = 1
 
     def to_json(self) -> str:
         """The text that a file carries."""
@@ -91,7 +93,7 @@ class ModelSpecification:
         names = (
             "patch_size", "in_chans", "embed_dim", "depth", "num_heads", "mlp_ratio", "position", "relative_query",
             "learned_pos_embed", "pretrain_img_size", "class_token", "use_rel_pos", "use_rel_pos_bias", "window_size",
-            "global_attn_indexes", "norm_eps",
+            "global_attn_indexes", "norm_eps", "num_class_tokens",
         )  # fmt: skip
         values: dict[str, Any] = {name: getattr(self, name) for name in names}
         return {**values, "img_size": self.pretrain_img_size, "init_values": 1.0 if self.layer_scale else None}
@@ -130,6 +132,7 @@ def specification_of(
         window_size=max(windows),
         global_attn_indexes=tuple(i for i, window in enumerate(windows) if max(windows) and not window),
         norm_eps=encoder.norm_eps,
+        num_class_tokens=max(encoder.num_prefix_tokens, 1),
         **origin,
     )
 
@@ -248,7 +251,7 @@ def _hash(value: Any) -> str:
     return "" if isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) else "64 hexadecimal digits"
 
 
-_OPTIONAL = ("mean", "std", "method", "recipe", "seed", "config_sha256", "epochs", "iterations")
+_OPTIONAL = ("mean", "std", "method", "recipe", "seed", "config_sha256", "epochs", "iterations", "num_class_tokens")
 _CHECKS: dict[str, Any] = {
     "patch_size": _in(1, 1024),
     "in_chans": _in(1, 1024),
@@ -275,4 +278,5 @@ _CHECKS: dict[str, Any] = {
     "config_sha256": _or_null(_hash),
     "epochs": _or_null(_in(0, 2**63 - 1)),
     "iterations": _or_null(_in(0, 2**63 - 1)),
+    "num_class_tokens": _in(1, 1024),
 }

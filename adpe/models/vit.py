@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from adpe.models.attention import Attention, RelativeQuery, RelativeTerm
 from adpe.models.describe import describe_positions
 from adpe.models.layers import Block, LayerNorm, PatchEmbed, init_linear, run_blocks
-from adpe.models.options import LearnedPosEmbed, Position, Size, check_shapes, check_words
+from adpe.models.options import LearnedPosEmbed, Position, Size, check_class_tokens, check_shapes, check_words
 from adpe.models.pos_embed import relative_weights, sincos_table
 from adpe.models.resampling import PosEmbedResize, resample_pos_embed, resampled_sincos
 
@@ -63,6 +63,8 @@ class VisionTransformer(nn.Module):
         use_rel_pos_bias: BEiT's relative position bias, a table a block for the same grids.
         init_values: start of LayerScale (0.1 in BEiT-Base and mmseg's MAE); None has none.
         norm_eps: of every LayerNorm.
+        num_class_tokens: class tokens K, each with a position of its own where positions are learned (Pixio, arXiv
+            2512.15715); none with ``class_token=False``.
 
     Raises:
         ValueError: if widths do not divide, an option is unknown, or options do not go together.
@@ -92,8 +94,10 @@ class VisionTransformer(nn.Module):
         use_rel_pos_bias: bool = False,
         init_values: float | None = None,
         norm_eps: float = 1e-6,
+        num_class_tokens: int = 1,
     ) -> None:
         super().__init__()
+        check_class_tokens(num_class_tokens, position)
         check_words(position, relative_query, pos_embed_resize, learned_pos_embed, norm_eps)
         check_shapes(embed_dim, depth, num_heads, class_token, window_size, global_attn_indexes)
         height, width = _pair(img_size)
@@ -105,7 +109,7 @@ class VisionTransformer(nn.Module):
         self.num_classes = num_classes
         self.grad_checkpointing = grad_checkpointing
         self.patch_embed = PatchEmbed(patch_size, in_chans, embed_dim)
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if class_token else None
+        self.cls_token = nn.Parameter(torch.zeros(1, num_class_tokens, embed_dim)) if class_token else None
         self.norm_eps = norm_eps
         self._pos_embed_resize = pos_embed_resize
         self.pretrain_img_size = None if pretrain_img_size is None else _pair(pretrain_img_size)
@@ -114,7 +118,7 @@ class VisionTransformer(nn.Module):
             known = _pair(224) if self.pretrain_img_size is None else self.pretrain_img_size
             self.table_size = known if learned_pos_embed == "pretraining" else self.img_size
             rows, columns = self.grid_of(self.table_size)
-            self.pos_embed = nn.Parameter(torch.zeros(1, 1 + rows * columns, embed_dim))
+            self.pos_embed = nn.Parameter(torch.zeros(1, self._table_prefix + rows * columns, embed_dim))
         if self.relative:
             self.register_buffer(FORM, torch.tensor(float(position == "relative_interpolated")))
         grid = (height // patch_size, width // patch_size)
@@ -148,8 +152,13 @@ class VisionTransformer(nn.Module):
 
     @property
     def num_prefix_tokens(self) -> int:
-        """Tokens before those of the patches: 1, or 0 without a class token (timm's name)."""
-        return int(self.cls_token is not None)
+        """Tokens before those of the patches: class tokens, 0 without them (timm's name)."""
+        return 0 if self.cls_token is None else self.cls_token.shape[1]
+
+    @property
+    def _table_prefix(self) -> int:
+        """Rows of the table of positions before the patches': one without a class token too."""
+        return max(self.num_prefix_tokens, 1)
 
     @property
     def relative(self) -> bool:
@@ -187,36 +196,39 @@ class VisionTransformer(nn.Module):
         if self.cls_token is not None:
             nn.init.normal_(self.cls_token, std=0.02)
         if self.pos_embed is not None:
-            table = sincos_table(*self.grid_of(self.table_size), self.embed_dim, torch.float32, self.pos_embed.device)
+            grid, device = self.grid_of(self.table_size), self.pos_embed.device
+            table = sincos_table(*grid, self.embed_dim, torch.float32, device, self._table_prefix)
             with torch.no_grad():
                 self.pos_embed.copy_(table)
         if isinstance(self.head, nn.Linear):
             nn.init.trunc_normal_(self.head.weight, std=2e-5)
 
     def position_table(self, grid: tuple[int, int], like: Tensor) -> Tensor:
-        """``(1, 1 + h * w, D)`` absolute positions of a grid, in the dtype and on the device of `like`.
+        """``(1, K + h * w, D)`` absolute positions of a grid, in the dtype and on the device of `like`.
 
-        The row of the class token comes first, whether there is one or not.
+        The rows of the K class tokens come first, one row where there is none.
         """
+        prefix = self._table_prefix
         if self.position == "none":
-            return torch.zeros(1, 1 + grid[0] * grid[1], self.embed_dim, dtype=like.dtype, device=like.device)
+            return torch.zeros(1, prefix + grid[0] * grid[1], self.embed_dim, dtype=like.dtype, device=like.device)
         rule = self.pos_embed_resize
         if self.pos_embed is not None:
             return resample_pos_embed(self.pos_embed, self.grid_of(self.table_size), grid, rule)
         if rule == "recompute":
-            return sincos_table(*grid, self.embed_dim, like.dtype, like.device)
+            return sincos_table(*grid, self.embed_dim, like.dtype, like.device, prefix)
         old = self.grid_of(self.pretraining_size)
-        return resampled_sincos(old, grid, self.embed_dim, rule, like.dtype, like.device)
+        return resampled_sincos(old, grid, self.embed_dim, rule, like.dtype, like.device, prefix)
 
     def embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """Tokens with positions ``(B, 1 + L, D)``, class token first if there is one, and the grid ``(h, w)``."""
+        """Tokens with positions ``(B, K + L, D)``, class tokens first if there are any, and the grid ``(h, w)``."""
         grid = self.patch_embed.grid(images)
         patches = self.patch_embed(images)
         positions = self.position_table(grid, self.patch_embed.proj.weight)  # not rounded by autocast
-        patches = patches + positions[:, 1:]
+        prefix = self._table_prefix
+        patches = patches + positions[:, prefix:]
         if self.cls_token is None:
             return patches, grid
-        cls = (self.cls_token + positions[:, :1]).expand(patches.shape[0], -1, -1)
+        cls = (self.cls_token + positions[:, :prefix]).expand(patches.shape[0], -1, -1)
         return torch.cat([cls, patches], dim=1), grid
 
     def relative_term(self, grid: tuple[int, int]) -> RelativeTerm | None:
@@ -240,7 +252,7 @@ class VisionTransformer(nn.Module):
         return describe_positions(self)
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """``(B, 3, H, W)`` normalised images to ``(B, 1 + L, D)`` tokens after the final norm (timm's meaning)."""
+        """``(B, 3, H, W)`` normalised images to ``(B, K + L, D)`` tokens after the final norm (timm's meaning)."""
         x, grid = self.embed(images)
         return self.norm(run_blocks(self.blocks, x, self.relative_terms(grid), self.grad_checkpointing, grid))
 
@@ -268,14 +280,14 @@ class VisionTransformer(nn.Module):
         Args:
             images: ``(B, 3, H, W)``.
             indices: blocks, negative from the end; an int n for the last n; None for all.
-            return_prefix_tokens: pair every map with its class token ``(B, 1, D)``, if there is one.
+            return_prefix_tokens: pair every map with its class tokens ``(B, K, D)``, if there are any.
             norm: apply the final norm to every map.
             stop_early: do not run the blocks after the last one asked for.
             output_fmt: contiguous maps ``(B, D, h, w)`` or patch tokens ``(B, L, D)``.
             intermediates_only: leave out the final tokens.
 
         Returns:
-            The final tokens ``(B, 1 + L, D)`` and the list of maps, or the list alone.
+            The final tokens ``(B, K + L, D)`` and the list of maps, or the list alone.
 
         Raises:
             ValueError: for a block that does not exist or an unknown format.
@@ -299,7 +311,7 @@ class VisionTransformer(nn.Module):
         if output_fmt == "NCHW":
             maps = [y.transpose(1, 2).reshape(y.shape[0], -1, *grid).contiguous() for y in maps]
         if return_prefix_tokens and self.num_prefix_tokens:
-            maps = [(y, tokens[:, :1]) for y, tokens in zip(maps, intermediates, strict=True)]
+            maps = [(y, tokens[:, : self.num_prefix_tokens]) for y, tokens in zip(maps, intermediates, strict=True)]
         return maps if intermediates_only else (self.norm(x), maps)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:

@@ -6,6 +6,9 @@ system is a module with ``check_case(case: GoldenCase) -> CaseResult`` and an en
 
 SYSTEMS = {
     "adpe": "adpe.parity.method",
+    "colormae": "adpe.parity.colormae",
+    "crossmae": "adpe.parity.crossmae",
     "linear_segmentation": "adpe.parity.linear_segmentation",
     "mfm": "adpe.parity.mfm",
+    "pixio": "adpe.parity.pixio",
 }
