@@ -6,4 +6,6 @@ METHODS = {
     "adpe": "adpe.methods.adpe:AdPE",
     "mfm": "adpe.methods.mfm:MFM",
     "crossmae": "adpe.methods.crossmae:CrossMAE",
+    "droppos": "adpe.methods.droppos:DropPos",
+    "hpm": "adpe.methods.hpm:HPM",
 }

@@ -163,11 +163,15 @@ class MAE(PretrainingMethod):
 
     def decode(self, tokens: Tensor, mask: Mask, grid: tuple[int, int]) -> Tensor:
         """Encoder tokens to decoder features of every patch, ``(B, L, D_dec)``."""
-        x = self.decoder.embed(tokens).to(self.decoder.embed.weight.dtype)
+        x = self.decoder_input(tokens, mask, grid)
         prefix = self.encoder.num_prefix_tokens
-        x = self.insert_mask_tokens(x, mask) + self.decoder_positions(grid, x)
         terms = self.relative_terms("decoder", grid, mask)
         return self.decoder.norm(run_blocks(self.decoder.blocks, x, terms, self.encoder.grad_checkpointing))[:, prefix:]
+
+    def decoder_input(self, tokens: Tensor, mask: Mask, grid: tuple[int, int]) -> Tensor:
+        """Encoder tokens to what the decoder's blocks are given, ``(B, K + L, D_dec)``."""
+        x = self.decoder.embed(tokens).to(self.decoder.embed.weight.dtype)
+        return self.insert_mask_tokens(x, mask) + self.decoder_positions(grid, x)
 
     def decoder_positions(self, grid: tuple[int, int], x: Tensor) -> Tensor:
         """Positions ``(1, K + L, D_dec)`` of the decoder, in the dtype of `x`; those of K class tokens come first.

@@ -8,6 +8,8 @@ SYSTEMS = {
     "adpe": "adpe.parity.method",
     "colormae": "adpe.parity.colormae",
     "crossmae": "adpe.parity.crossmae",
+    "droppos": "adpe.parity.droppos",
+    "hpm": "adpe.parity.hpm",
     "linear_segmentation": "adpe.parity.linear_segmentation",
     "mfm": "adpe.parity.mfm",
     "pixio": "adpe.parity.pixio",
