@@ -8,4 +8,7 @@ METHODS = {
     "crossmae": "adpe.methods.crossmae:CrossMAE",
     "droppos": "adpe.methods.droppos:DropPos",
     "hpm": "adpe.methods.hpm:HPM",
+    "ijepa": "adpe.methods.ijepa:IJEPA",
+    "stop_mae": "adpe.methods.stop:StoPMAE",
+    "stop_mae_plus": "adpe.methods.stop:StoPMAEPlus",
 }

@@ -13,4 +13,5 @@ SYSTEMS = {
     "linear_segmentation": "adpe.parity.linear_segmentation",
     "mfm": "adpe.parity.mfm",
     "pixio": "adpe.parity.pixio",
+    "stop": "adpe.parity.stop",
 }

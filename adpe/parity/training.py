@@ -47,6 +47,7 @@ def compare_trajectory(
     step: Callable[[int, Tensor], Tensor],
     rename: Rename,
     without_gradient: Callable[[str, Tensor], Tensor | None] = lambda name, tensor: None,
+    at_the_end: Callable[[], None] = lambda: None,
 ) -> CaseResult:
     """AdamW steps of the case's rate, decay and betas on the method's own groups, against ``losses`` and ``final.*``.
 
@@ -57,6 +58,7 @@ def compare_trajectory(
         rename: the reference's names to ours.
         without_gradient: name and tensor to the part of it that has a gradient, where not all has; the rest, of which
             AdamW makes steps of rounding, is not compared.
+        at_the_end: what follows the last step.
     """
     said = case.options
     groups = model.parameter_groups(said["lr"], said["weight_decay"])
@@ -68,6 +70,7 @@ def compare_trajectory(
         loss.backward()
         optimizer.step()
         losses.append(loss.detach())
+    at_the_end()
     state = model.state_dict()
     pairs = []
     for name, theirs in rename(case.group("final.")).items():
