@@ -1,20 +1,19 @@
 """CrossMAE (arXiv 2401.14391): every hidden patch is decoded on its own, by cross-attention to encoder tokens alone.
 
-The prediction of a patch does not depend on which others are predicted, so that any subset of them may be. Each block of
-the decoder looks at a mixture of the encoder's blocks of its own. The encoder has no final norm here, so that the
+The prediction of a patch does not depend on which others are predicted, so that any subset of them may be. Each block
+of the decoder looks at a mixture of the encoder's blocks of its own. The encoder has no final norm here, so that the
 exported one starts with that of a new encoder.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adpe.methods.base import PretrainingMethod
 from adpe.methods.mae import MAE
 from adpe.methods.masking import Mask
 from adpe.models.layers import LayerNorm, Mlp, init_linear, run_blocks
@@ -179,7 +178,9 @@ class CrossMAE(MAE):
         ignored = int(patches * (self.mask_ratio - self.predicted_ratio))
         chosen = mask.hidden_indices[:, ignored:]
         if not chosen.shape[1]:
-            raise ValueError(f"predicted_ratio={self.predicted_ratio}: none of {patches - visible} patches is predicted.")
+            raise ValueError(
+                f"predicted_ratio={self.predicted_ratio}: none of {patches - visible} patches is predicted."
+            )
         return chosen.sort(dim=1).values
 
     def maps(self, images: Tensor, mask: Mask) -> list[Tensor]:
@@ -214,10 +215,12 @@ class CrossMAE(MAE):
         prediction = self.predict(self.maps(images, mask), everything, self.encoder.patch_embed.grid(images))
         return prediction, mask.hidden.float()
 
-    def parameter_groups(self, lr: float, weight_decay: float, **options: Any) -> list[dict[str, Any]]:
+    def parameter_groups(
+        self, lr: float, weight_decay: float, adversary_lr: float | None = None, **options: Any
+    ) -> list[dict[str, Any]]:
         """MAE's; the mixture does not decay, unless `reference`: a norm follows it, so that decay only shrinks it."""
-        groups = PretrainingMethod.parameter_groups(self, lr, weight_decay, **options)
-        mixture = self.decoder.mixture.weight
+        groups = super().parameter_groups(lr, weight_decay, **options)
+        mixture = cast(CrossDecoder, self.decoder).mixture.weight
         if not self.reference:
             for group in groups:
                 group["params"] = [p for p in group["params"] if p is not mixture]

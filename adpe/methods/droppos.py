@@ -1,7 +1,7 @@
 """DropPos (arXiv 2309.03576): hide most patches, drop the positions of most of the others, and classify them.
 
-The encoder sees a quarter of the patches, of which a quarter keep their position; a small decoder without positions tells
-the place of each of the rest among all places, from appearance and context.
+The encoder sees a quarter of the patches, of which a quarter keep their position; a small decoder without positions
+tells the place of each of the rest among all places, from appearance and context.
 """
 
 from __future__ import annotations
@@ -297,5 +297,3 @@ def smoothed_places(grid: tuple[int, int], sigma: float, smoothing: Smoothing = 
         return torch.eye(len(places), device=device)
     weight = (-(places.unsqueeze(1) - places).square().sum(dim=-1) / sigma**2).exp()
     return weight / weight.sum(dim=0 if smoothing == "reference" else 1, keepdim=True)
-
-

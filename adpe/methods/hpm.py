@@ -53,7 +53,9 @@ class Teacher(nn.Module):
 
     def __init__(self, encoder: VisionTransformer, embed: nn.Linear, predictor: LossPredictor) -> None:
         super().__init__()
-        self.encoder, self.embed, self.predictor = (copy.deepcopy(part) for part in (encoder, embed, predictor))
+        self.encoder = copy.deepcopy(encoder)
+        self.embed = copy.deepcopy(embed)
+        self.predictor = copy.deepcopy(predictor)
         self.requires_grad_(False)
 
     @torch.no_grad()
@@ -189,8 +191,8 @@ class HPM(MAE):
 def ranking_loss(predicted: Tensor, true: Tensor) -> Tensor:
     """Of ordered pairs of patches ``(B, M)`` of an image, which is harder; ties count nothing.
 
-    ``-log(sigmoid(d) + 1e-6)`` where the first is harder, ``-log(1 - sigmoid(d) + 1e-6)`` where it is easier, with ``d``
-    the difference of their predictions; the sum over the batch by the number of pairs.
+    ``-log(sigmoid(d) + 1e-6)`` where the first is harder, ``-log(1 - sigmoid(d) + 1e-6)`` where it is easier, with
+    ``d`` the difference of their predictions; the sum over the batch by the number of pairs.
     """
     probability = (predicted.unsqueeze(2) - predicted.unsqueeze(1)).sigmoid()
     harder = true.unsqueeze(2) > true.unsqueeze(1)

@@ -164,9 +164,7 @@ class IJEPA(PretrainingMethod):
         return "I-JEPA" if self.position_noise_std is None else "I-JEPA StoP"
 
 
-def draw_blocks(
-    count: int, grid: tuple[int, int], targets: int, device: Any = None
-) -> tuple[Tensor, list[Tensor]]:
+def draw_blocks(count: int, grid: tuple[int, int], targets: int, device: Any = None) -> tuple[Tensor, list[Tensor]]:
     """I-JEPA's blocks: 15-20 % of the image each, and a context of 85-100 % without them.
 
     Sizes (aspect 0.75-1.5) are drawn once for the batch, places for every image; all lists of the context are cut to

@@ -210,8 +210,8 @@ class MAE(PretrainingMethod):
             noise = self.ranking(len(images), (h, w), images.device)
         if noise.shape != (len(images), h * w):
             raise ValueError(f"noise must be {(len(images), h * w)}, one number per patch; got {tuple(noise.shape)}.")
-        whole = isinstance(self.ranking, BlockRanking)
-        return rank_mask(noise, self.mask_ratio, self.ranking.visible(h * w, self.mask_ratio) if whole else None)
+        blocks = self.ranking if isinstance(self.ranking, BlockRanking) else None
+        return rank_mask(noise, self.mask_ratio, blocks.visible(h * w, self.mask_ratio) if blocks else None)
 
     def parameter_groups(
         self, lr: float, weight_decay: float, adversary_lr: float | None = None, **options: Any

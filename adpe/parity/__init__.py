@@ -6,10 +6,12 @@ system is a module with ``check_case(case: GoldenCase) -> CaseResult`` and an en
 
 SYSTEMS = {
     "adpe": "adpe.parity.method",
+    "attentive_probe": "adpe.parity.attentive_probe",
     "colormae": "adpe.parity.colormae",
     "crossmae": "adpe.parity.crossmae",
     "droppos": "adpe.parity.droppos",
     "hpm": "adpe.parity.hpm",
+    "knn_segmentation": "adpe.parity.knn_segmentation",
     "linear_segmentation": "adpe.parity.linear_segmentation",
     "mfm": "adpe.parity.mfm",
     "pixio": "adpe.parity.pixio",

@@ -126,5 +126,3 @@ def _ours(case: GoldenCase) -> CaseResult:
     loss = model(images, noise, position_noise)  # type: ignore[call-arg]
     outputs = {"pred": (prediction, data["output.pred"])}
     return compare_step(case, model, loss, dict, outputs, {"hidden": (hidden, data["output.hidden"])})
-
-
