@@ -1,9 +1,9 @@
 """I-JEPA with stochastic positions (StoP, arXiv 2308.00566), ViT-B, 600 epochs, one crop of 224 pixels.
 
 Options: position_noise_std=0.25 (None is I-JEPA, arXiv 2301.08243, without the noise).
-Reproduces: no number; the paper's abstract has +1.7 of linear probing on ImageNet for ViT-B over I-JEPA, its README none.
-Rates of 2e-4, 8e-4 at the warm-up's end and 1e-4 at the end, a weight decay from 0.04 to 0.4, batches of 2048 images
-are those of the configs of amirbar/StoP. Not here: its blur and greyscale.
+Reproduces: no number; the paper's abstract has +1.7 of linear probing on ImageNet for ViT-B over I-JEPA, the README
+none. Numbers are those of configs/pretrain/vit-b16.yaml of amirbar/StoP, in float32 as its README says (the file says
+half precision). Its blur and greyscale are not here. What is exported is the moving average, as it is evaluated there.
 Cost: not measured. The reference used 32 GPUs of 64 images.
 Command: tools/dist_train.sh configs/pretrain/ijepa_stop_vitb_600e.py 8
 """
@@ -31,6 +31,7 @@ train_dataloader = dict(
     dataset=dict(crops=dict(size=224, num_crops=1, scale=(0.3, 1.0), interpolation="bilinear")),
 )
 optim_wrapper = dict(
+    type="OptimWrapper",
     optimizer=dict(lr=lr, betas=(0.9, 0.999), weight_decay=0.04),
     paramwise_cfg=dict(_delete_=True),
 )

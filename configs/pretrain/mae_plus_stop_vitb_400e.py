@@ -1,7 +1,7 @@
-"""MAE+ with stochastic positions (StoP, arXiv 2308.00566): Gaussian noise where AdPE has an adversary; ViT-B, 400 epochs.
+"""MAE+ with stochastic positions (StoP, arXiv 2308.00566), ViT-B, 400 epochs: Gaussian noise, and no adversary.
 
-Options: form=tied|free|coordinate, position_noise_std=0.25 (0.29 patches for "coordinate" has the deviation of a uniform
-draw from +-0.5).
+Options: form=tied|free|coordinate, position_noise_std=0.25 (for "coordinate" in patches: 0.29 is the deviation of a
+uniform draw from +-0.5).
 Reproduces: nothing; StoP is published for I-JEPA alone (configs/pretrain/ijepa_stop_vitb_600e.py). Crops, masks and
 optimiser are those of configs/pretrain/mae_plus.py, so that a learned shift, one random shift, noise and none compare.
 Cost: not measured.

@@ -39,7 +39,12 @@ def train_small(config: str, folder: Path, options: dict[str, Any] | None = None
 
 
 def steps(
-    method: PretrainingMethod, images: Tensor, count: int, lr: float = 1e-3, seed: int = 0, progress: Progress = Progress()  # noqa: B008
+    method: PretrainingMethod,
+    images: Tensor,
+    count: int,
+    lr: float = 1e-3,
+    seed: int = 0,
+    progress: Progress = Progress(),  # noqa: B008
 ) -> list[dict[str, float]]:
     """What `count` AdamW steps on the same ``(B, 3, H, W)`` images log, one entry a step."""
     torch.manual_seed(seed)

@@ -19,8 +19,7 @@ from adpe.errors import UserError
 from adpe.methods.base import Progress
 from adpe.methods.clipping import clip_each_grad_norm_
 from adpe.methods.droppos import DropPos, smoothed_places
-from adpe.parity.cases import read_directory
-from adpe.parity.cases import GoldenCase
+from adpe.parity.cases import GoldenCase, read_directory
 from adpe.parity.droppos import _model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -216,8 +215,8 @@ def test_places_are_learned_from_content():
     torch.manual_seed(0)
     images = ramp + 0.1 * torch.randn(32, 3, 24, 24)
     model = droppos(sigma=0.0)
-    logged = steps(model, images, 150, lr=3e-3)
-    assert sum(one["accuracy"] for one in logged[:5]) / 5 < 0.15
-    assert sum(one["accuracy"] for one in logged[-10:]) / 10 > 0.6
+    logged = steps(model, images, 90, lr=3e-3)
+    assert logged[0]["accuracy"] < 0.1
+    assert sum(one["accuracy"] for one in logged[-10:]) / 10 > 0.7
     figures = model.figures([images[:3].unsqueeze(1)], (0, 0, 0), (1, 1, 1))
     assert list(figures) == ["places"]
