@@ -28,6 +28,8 @@ Dropped = Literal["param", "zeros", "wrong_pos"]
 Smoothing = Literal["row", "reference"]
 
 _TEMPERATURE = 0.1
+# Largest deviation over patches of scores that are constant but for rounding.
+_CONSTANT = 1e-5
 
 
 class Draw(NamedTuple):
@@ -135,13 +137,16 @@ class DropPos(PretrainingMethod):
             patch_dim = encoder.patch_embed.proj.in_channels * encoder.patch_size**2
             self.pixels = Decoder(width, patch_dim, decoder_embed_dim, decoder_depth, decoder_num_heads, False)
             self.mask_token = nn.Parameter(torch.randn(1, 1, decoder_embed_dim) * 0.02)
+        self._spread: Tensor | None = None  # of the scores over the last batch's patches
 
     def losses(self, views: Sequence[Tensor], progress: Progress = Progress()) -> dict[str, Tensor]:  # noqa: B008
         images = views[0].flatten(0, 1)
         sigma = self.sigma * (1 - progress.epoch / max(progress.epochs, 1))
         draw = self.draw(images)
         tokens = self.encode(images, draw)
-        loss, accuracy = self.place_loss(self.decoder(tokens, self.encoder.grad_checkpointing), draw, images, sigma)
+        scores = self.decoder(tokens, self.encoder.grad_checkpointing)
+        self._spread = scores.detach().float().flatten(0, 1).std(dim=0).max()
+        loss, accuracy = self.place_loss(scores, draw, images, sigma)
         if self.pixels is None:
             return {"loss": loss, "accuracy": accuracy}
         return {"loss": self.multi_task * loss, "loss_pixels": self.pixel_loss(tokens, draw, images)[0],
@@ -253,6 +258,11 @@ class DropPos(PretrainingMethod):
     def forward(self, images: Tensor) -> Tensor:
         """The loss of dropped positions at the start of a training."""
         return self.losses([images.unsqueeze(1)])["loss"]
+
+    def collapse(self, progress: Progress) -> str | None:
+        if self._spread is None or self._spread > _CONSTANT:
+            return None
+        return "the decoder scores the places of all patches alike, whatever they show."
 
     @property
     def title(self) -> str:

@@ -24,6 +24,9 @@ from adpe.models.vit import VisionTransformer
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+# Largest deviation over an image's patches of predictions that are constant but for rounding.
+_CONSTANT = 1e-6
+
 
 class LossPredictor(nn.Module):
     """Blocks, norm, linear and a mean: the predicted loss of every patch, ``(B, L)``.
@@ -108,10 +111,13 @@ class HPM(MAE):
         if relative and not reference:
             self.predictor.norm.bias.requires_grad_(False)
             self.predictor.pred.bias.requires_grad_(False)
+        self._spread: Tensor | None = None  # of the teacher's predictions over the patches of the last images
 
     def losses(self, views: Sequence[Tensor], progress: Progress = Progress()) -> dict[str, Tensor]:  # noqa: B008
         images = views[0].flatten(0, 1)
-        mask = self.hard_mask(self.teacher(images), self.ranking_noise(images), progress.epoch, progress.epochs)
+        harder = self.teacher(images)
+        self._spread = harder.std(dim=1).max()
+        mask = self.hard_mask(harder, self.ranking_noise(images), progress.epoch, progress.epochs)
         pixels, predictor, _, _ = self.both_losses(images, mask)
         return {"loss": pixels, "loss_predictor": predictor}
 
@@ -168,8 +174,9 @@ class HPM(MAE):
         return [block for block in super().compiled() if not any(block is own for own in self.teacher.modules())]
 
     def collapse(self, progress: Progress) -> str | None:
-        drift = max(float(p.abs().max()) for p in self.teacher.parameters())
-        return None if torch.isfinite(torch.tensor(drift)) else "the teacher's weights are not finite."
+        if self._spread is None or self._spread > _CONSTANT:  # a NaN is none
+            return None
+        return "the teacher predicts the same loss for every patch of an image, so that no patch is hard."
 
     @property
     def title(self) -> str:

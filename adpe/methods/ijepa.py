@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,9 @@ from adpe.models.factory import create_encoder
 from adpe.models.layers import Block, LayerNorm, run_blocks
 from adpe.models.pos_embed import sincos_table
 from adpe.models.vit import VisionTransformer
+
+# Deviation over patches of target features, which have unit variance over channels, below which they carry nothing.
+_CONSTANT = 1e-2
 
 
 class Predictor(nn.Module):
@@ -108,6 +111,7 @@ class IJEPA(PretrainingMethod):
         self.position_noise_std, self.targets, self.momentum = position_noise_std, targets, momentum
         self.predictor = Predictor(encoder.embed_dim, predictor_embed_dim, predictor_depth, heads)
         self.target = copy.deepcopy(encoder).requires_grad_(False)
+        self._spread: Tensor | None = None  # of the target features over the last batch's patches
 
     @classmethod
     def build(cls, model: str, encoder_options: dict[str, Any], **options: Any) -> IJEPA:
@@ -126,7 +130,9 @@ class IJEPA(PretrainingMethod):
         self, images: Tensor, context: Tensor, targets: Sequence[Tensor], noises: Sequence[Tensor] | None = None
     ) -> Tensor:
         """The loss, smooth L1 (beta 1) of features normalised without parameters; arguments as of `Predictor`."""
-        return F.smooth_l1_loss(self.predict(images, context, targets, noises), self.target_features(images, targets))
+        features = self.target_features(images, targets)
+        self._spread = features.flatten(0, 1).std(dim=0).mean()
+        return F.smooth_l1_loss(self.predict(images, context, targets, noises), features)
 
     def predict(
         self, images: Tensor, context: Tensor, targets: Sequence[Tensor], noises: Sequence[Tensor] | None
@@ -158,6 +164,21 @@ class IJEPA(PretrainingMethod):
         """``target = momentum * target + (1 - momentum) * encoder``."""
         for mine, theirs in zip(self.target.parameters(), self.encoder.parameters(), strict=True):
             mine.lerp_(theirs.detach(), 1 - momentum)
+
+    def exported(self) -> nn.Module:
+        """The moving average, which the reference's evaluations load (StoP's logistic_eval.py)."""
+        return self.target
+
+    def compiled(self) -> Iterable[nn.Module]:
+        return [block for block in super().compiled() if not any(block is own for own in self.target.modules())]
+
+    def collapse(self, progress: Progress) -> str | None:
+        if self._spread is None or self._spread > _CONSTANT:
+            return None
+        return f"the target features of all patches are the same (deviation {float(self._spread):.1e} of 1)."
+
+    def scalars(self) -> dict[str, float]:
+        return {} if self._spread is None else {"ijepa/target_spread": float(self._spread)}
 
     @property
     def title(self) -> str:

@@ -6,9 +6,10 @@ import re
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from adpe.errors import UserError
+from adpe.methods.clipping import clip_each_grad_norm_
 from adpe.methods.droppos import DropPos, smoothed_places
 from adpe.models.vit import VisionTransformer
 from adpe.parity.cases import CaseResult, GoldenCase, largest_error, relative_error
@@ -103,10 +104,12 @@ def _pixels_of_the_reference(
 
 def _trajectory(case: GoldenCase) -> CaseResult:
     said, model = case.options, _model(case)
-    for parameter in model.parameters():  # each tensor is clipped by itself, before the step
-        parameter.register_post_accumulate_grad_hook(
-            lambda tensor: nn.utils.clip_grad_norm_([tensor], said["clip_grad"]) and None
-        )
+
+    def clip(tensor: Tensor) -> None:
+        clip_each_grad_norm_([tensor], said["clip_grad"])
+
+    for parameter in model.parameters():
+        parameter.register_post_accumulate_grad_hook(clip)
 
     def step(number: int, images: Tensor) -> Tensor:
         noise, positions = (case.arrays[f"step.{number}.{name}"] for name in ("noise", "position_noise"))

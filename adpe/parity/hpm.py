@@ -124,7 +124,10 @@ def _trajectory(case: GoldenCase) -> CaseResult:
         masks.append(relative_error(mask.hidden, case.arrays[f"output.hidden.{number}"]))
         return pixels + predictor
 
-    result = compare_trajectory(case, model, step, _to_our_names, without_key_bias)
+    def at_the_end() -> None:
+        model.teacher.follow(model.taught(), said["teacher_decays"][-1])
+
+    result = compare_trajectory(case, model, step, _to_our_names, without_key_bias, at_the_end)
     # `losses` are those of the pixels alone.
     pairs = {"losses": pixel_losses, "predictor_losses": predictor_losses}
     losses = [relative_error(torch.stack(ours), case.arrays[f"output.{name}"]) for name, ours in pairs.items()]

@@ -10,6 +10,7 @@ from adpe.engine.pretraining import training_progress
 from adpe.engine.unwrapped import unwrapped
 from adpe.errors import UserError
 from adpe.methods.base import PretrainingMethod
+from adpe.methods.clipping import clip_each_grad_norm_
 
 
 # The first name stands in configs of the first version.
@@ -18,7 +19,8 @@ class AdPEPretrainingConstructor:
     """Optimiser of :class:`AdPEPretraining` with the method's groups, and its `after_step` after every step.
 
     Args:
-        optim_wrapper_cfg: ``optimizer`` holds torch's options (``lr``, ``betas``, ``weight_decay``).
+        optim_wrapper_cfg: ``optimizer`` holds torch's options (``lr``, ``betas``, ``weight_decay``). ``clip_grad`` has
+            mmengine's types and ``type="each"``, which clips the gradient of every tensor by itself to ``max_norm``.
         paramwise_cfg: options of the method's `parameter_groups`, e.g. ``adversary_lr`` of AdPE.
     """
 
@@ -37,4 +39,12 @@ class AdPEPretrainingConstructor:
         optimizer = OPTIMIZERS.build({**self.optimizer_cfg, "params": groups})
         # After real steps alone: accumulation and skipped fp16 steps come by themselves.
         optimizer.register_step_post_hook(lambda *_: method.after_step(training_progress()))
-        return OPTIM_WRAPPERS.build({"type": "OptimWrapper", **self.wrapper_cfg, "optimizer": optimizer})
+        config = {"type": "OptimWrapper", **self.wrapper_cfg, "optimizer": optimizer}
+        clip = dict(config.get("clip_grad") or {})
+        if clip.get("type") != "each":
+            return OPTIM_WRAPPERS.build(config)
+        if clip.keys() != {"type", "max_norm"} or not clip["max_norm"] > 0:
+            raise UserError(f"optim_wrapper.clip_grad={clip}: type='each' takes a positive max_norm and nothing else.")
+        wrapper = OPTIM_WRAPPERS.build({**config, "clip_grad": {"max_norm": clip["max_norm"]}})
+        wrapper.clip_func = clip_each_grad_norm_
+        return wrapper

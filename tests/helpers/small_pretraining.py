@@ -1,0 +1,70 @@
+"""Short pretrainings on a few images: through the launcher, or by hand."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from adpe.engine import launch
+from adpe.methods.base import PretrainingMethod, Progress
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def train_small(config: str, folder: Path, options: dict[str, Any] | None = None) -> Any:
+    """Two optimiser steps of a config of `configs/pretrain/` on eight random images of 32 pixels: the Runner."""
+    images = folder / "images" / "train" / "cat"
+    images.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for i in range(8):
+        Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(images / f"{i}.png")
+    options = {
+        "data_root": str(folder / "images"), "effective_batch": 4, "epochs": 1, "warmup_epochs": 0,
+        "train_dataloader.batch_size": 4, "train_dataloader.num_workers": 0,
+        "train_dataloader.persistent_workers": False, "model.embed_dim": 48, "model.depth": 1, "model.num_heads": 3,
+        **(options or {}),
+    }  # fmt: skip
+    arguments = argparse.Namespace(
+        config=str(ROOT / "configs" / "pretrain" / f"{config}.py"), work_dir=str(folder / "work"),
+        cfg_options=options, launcher="none", resume=None, amp=None, seed=None, deterministic=False,
+    )  # fmt: skip
+    return launch.train(arguments)
+
+
+def steps(
+    method: PretrainingMethod,
+    images: Tensor,
+    count: int,
+    lr: float = 1e-3,
+    seed: int = 0,
+    progress: Progress = Progress(),  # noqa: B008
+) -> list[dict[str, float]]:
+    """What `count` AdamW steps on the same ``(B, 3, H, W)`` images log, one entry a step."""
+    torch.manual_seed(seed)
+    optimizer = torch.optim.AdamW(method.parameter_groups(lr, 0.05), lr=lr, betas=(0.9, 0.95))
+    logged = []
+    for _ in range(count):
+        losses = method.losses([images.unsqueeze(1)], progress)
+        optimizer.zero_grad()
+        torch.stack([value for name, value in losses.items() if "loss" in name]).sum().backward()
+        optimizer.step()
+        method.after_step(progress)
+        logged.append({name: float(value.detach()) for name, value in losses.items()})
+    return logged
+
+
+def resumes_exactly(method: PretrainingMethod, images: Tensor) -> bool:
+    """Whether a copy that is given the state after two steps makes the third one as the original does."""
+    fresh = copy.deepcopy(method)
+    steps(method, images, 2)
+    fresh.load_state_dict(copy.deepcopy(method.state_dict()))
+    one, other = steps(method, images, 1, seed=3), steps(fresh, images, 1, seed=3)
+    state = fresh.state_dict()
+    return one == other and all(torch.equal(value, state[name]) for name, value in method.state_dict().items())
