@@ -16,5 +16,6 @@ SYSTEMS = {
     "linear_segmentation": "adpe.parity.linear_segmentation",
     "mfm": "adpe.parity.mfm",
     "pixio": "adpe.parity.pixio",
+    "selfpatch": "adpe.parity.selfpatch",
     "stop": "adpe.parity.stop",
 }
