@@ -9,6 +9,7 @@ METHODS = {
     "droppos": "adpe.methods.droppos:DropPos",
     "hpm": "adpe.methods.hpm:HPM",
     "ijepa": "adpe.methods.ijepa:IJEPA",
+    "dino": "adpe.methods.dino_method:DINO",
     "selfpatch": "adpe.methods.selfpatch:SelfPatch",
     "stop_mae": "adpe.methods.stop:StoPMAE",
     "stop_mae_plus": "adpe.methods.stop:StoPMAEPlus",

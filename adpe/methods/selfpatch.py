@@ -107,7 +107,7 @@ class AggregationHead(nn.Module):
             chosen: ``(B, L, k)`` indices of neighbours.
             mask: ``(B, L, k)`` bool, whether there is one.
         """
-        batch, patches, k = chosen.shape
+        batch, patches = chosen.shape[:2]
         keys = x[torch.arange(batch, device=x.device)[:, None, None], chosen]
         summary = self.aggregate(keys.flatten(0, 1), mask.flatten(0, 1)).view(batch, patches, -1)
         return self.norm(torch.cat([self.aggregate(x), summary], dim=1))
@@ -129,7 +129,7 @@ class Network(nn.Module):
 
     def patches(self, images: Tensor) -> Tensor:
         """Patch tokens ``(B, L, D)`` of the last block, without a norm."""
-        x, grid = self.encoder.embed(images)
+        x = self.encoder.embed(images)[0]
         return run_blocks(self.encoder.blocks, x, [None] * len(self.encoder.blocks), self.encoder.grad_checkpointing)
 
 

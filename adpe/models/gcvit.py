@@ -1,7 +1,7 @@
-"""GC ViT (arXiv 2206.09959): windows that attend to themselves in turn with windows asked by queries of the whole image.
+"""GC ViT (arXiv 2206.09959): attention inside windows, in turn with queries of the whole image.
 
-Maps are channels-last ``(B, H, W, C)`` inside; stages have strides 4, 8, 16, 32. Images of a batch do not influence each
-other, and sizes need no window to divide them: maps are padded with zeros, right and below, after the norm.
+Maps are channels-last ``(B, H, W, C)`` inside; stages have strides 4, 8, 16, 32. Images of a batch do not influence
+each other, and sizes need no window to divide them: maps are padded with zeros, right and below, after the norm.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from adpe.models.layers import DropPath
 
-# dim, depths, heads, MLP ratio, start of the scales of residual branches, stochastic depth (arXiv 2206.09959 and its code).
+# Widths, depths, heads, MLP ratio, start of LayerScale, stochastic depth (arXiv 2206.09959 and its code).
 VARIANTS: dict[str, dict[str, Any]] = {
     "xxtiny": {"dim": 64, "depths": (2, 2, 6, 2), "heads": (2, 4, 8, 16), "mlp_ratio": 3.0, "drop_path_rate": 0.2},
     "xtiny": {"dim": 64, "depths": (3, 4, 6, 5), "heads": (2, 4, 8, 16), "mlp_ratio": 3.0, "drop_path_rate": 0.2},

@@ -10,6 +10,7 @@ SYSTEMS = {
     "colormae": "adpe.parity.colormae",
     "crossmae": "adpe.parity.crossmae",
     "droppos": "adpe.parity.droppos",
+    "dino_mm": "adpe.parity.dino_mm",
     "gcvit": "adpe.parity.gcvit",
     "hpm": "adpe.parity.hpm",
     "knn_segmentation": "adpe.parity.knn_segmentation",

@@ -9,16 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from adpe.errors import UserError
-from adpe.methods.base import Progress
-from adpe.methods.clipping import clip_each_grad_norm_
-from adpe.methods.dino import cosine_to_one, teacher_temperature
-from adpe.methods.schedules import warmup_cosine
+from adpe.methods.dino import teacher_temperature
 from adpe.methods.selfpatch import AggregationHead, Outputs, SelfPatch, neighbour_table
 from adpe.models.layers import DropPath
 from adpe.models.vit import VisionTransformer
 from adpe.parity.cases import CaseResult, GoldenCase, compare_gradients, largest_error, relative_error
-
-_VALUES = 1e-4
+from adpe.parity.self_distillation import compare_runs
 
 
 def check_case(case: GoldenCase) -> CaseResult:
@@ -43,7 +39,8 @@ def _to_our_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-def _without_key_bias(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def without_key_bias(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Without the biases of keys, which a softmax does not see."""
     found = {}
     for name, tensor in state.items():
         if name.endswith("attn.k.bias"):
@@ -110,7 +107,7 @@ def _neighbours(case: GoldenCase) -> CaseResult:
             gradients = {name: p.grad.clone() for name, p in head.named_parameters() if p.grad is not None}
             assert tokens.grad is not None
             gradients[f"tokens{side}"] = tokens.grad
-    error, remark = compare_gradients(_without_key_bias(gradients), _without_key_bias(case.group("grad.")))
+    error, remark = compare_gradients(without_key_bias(gradients), without_key_bias(case.group("grad.")))
     return case.result({"exact": largest_error(exact), "outputs": largest_error(outputs), "gradients": error}, remark)
 
 
@@ -144,7 +141,7 @@ def _loss(case: GoldenCase) -> CaseResult:
         [torch.zeros_like(ours["encoder.pos_embed"][:, :1]), ours["encoder.pos_embed"][:, 1:]], dim=1
     )
     theirs = _to_our_names(case.group("grad."))
-    gradients, remark = compare_gradients(_without_key_bias(ours), _without_key_bias(theirs))
+    gradients, remark = compare_gradients(without_key_bias(ours), without_key_bias(theirs))
     return case.result(
         {"exact": largest_error(exact), "outputs": largest_error(errors), "gradients": gradients}, remark
     )
@@ -175,57 +172,15 @@ def _replay_drop_path(model: SelfPatch, draws: list[Tensor]) -> None:
 
 
 def _trajectory(case: GoldenCase) -> CaseResult:
-    said, data, model = case.options, case.arrays, _model(case)
-    length = said["iters_per_epoch"]
-    total, warmup = said["epochs"] * length, said["warmup_epochs"] * length
-    images = 2 if "batch" not in said else said["batch"]
-    peak = said["lr"] * images / 256
-    schedules: dict[str, list[float]] = {"lr": [], "weight_decay": [], "momentum": [], "teacher_temp": []}
-    for step in range(total):
-        schedules["lr"].append(warmup_cosine(step, total, warmup, peak, 0.0, said["min_lr"]))
-        decay = warmup_cosine(step, total, 0, said["weight_decay"], 0.0, said["weight_decay_end"])
-        schedules["weight_decay"].append(decay)
-        schedules["momentum"].append(cosine_to_one(said["momentum_teacher"], step, total))
-    schedules["teacher_temp"] = [teacher_temperature(epoch, *model.temperatures) for epoch in range(said["epochs"])]
-    outputs = []
-    for name, values in schedules.items():
-        theirs = data[f"schedule.{name}"].double()
-        outputs.append(relative_error(torch.tensor(values[: len(theirs)], dtype=torch.float64), theirs))
-    groups = model.parameter_groups(peak, said["weight_decay"])
-    optimizer = torch.optim.AdamW(groups, lr=peak, betas=(0.9, 0.999), eps=1e-8)
-    losses: list[list[float]] = []
-    values = []
-    for step in range(said["run_epochs"] * length):
-        progress = Progress(step, total, step // length, said["epochs"])
-        for group in optimizer.param_groups:
-            group["lr"] = schedules["lr"][step]
-            if group["name"] == "decay":
-                group["weight_decay"] = schedules["weight_decay"][step]
-        views = [torch.stack(crops, dim=1) for crops in _groups(case, f"step{step}.")]
-        found = model.losses(views, progress)
-        loss = found["loss_cls"] + found["loss_patch"]
-        optimizer.zero_grad()
-        loss.backward()
-        clip_each_grad_norm_(model.parameters(), said["clip_grad"])
-        model.before_step(progress)
-        optimizer.step()
-        model.after_step(progress)
-        losses.append([float(loss.detach()), float(found["loss_cls"].detach()), float(found["loss_patch"].detach()) / model.patch_loss_weight])
-        after = case.group(f"step{step}.after.")
-        state = model.state_dict()
-        for name, theirs in after.items():
-            kind, _, rest = name.partition(".")
-            ours = state[name if kind in ("center", "patch_center") else f"{kind}.{rest}"]
-            values.append(relative_error(ours, theirs))
-    for network, prefix in ((model.student, "final."), (model.teacher, "final_teacher.")):
-        own = _without_key_bias(network.state_dict())
-        for name, theirs in _without_key_bias(_to_our_names(case.group(prefix))).items():
-            ours = own[name][:, 1:] if name == "encoder.pos_embed" else own[name]
-            values.append(relative_error(ours, theirs[:, 1:] if name == "encoder.pos_embed" else theirs))
-    recorded = torch.stack([data["losses"], data["losses_cls"], data["losses_patch"]], dim=1)
-    result = case.result({
-        "outputs": largest_error([*outputs, relative_error(torch.tensor(losses), recorded)]),
-        "values": largest_error(values),
-    })  # fmt: skip
-    result.tolerances["values"] = _VALUES
-    return result
+    model = _model(case)
+
+    def scale(name: str, value: Tensor) -> Tensor:
+        return value / model.patch_loss_weight if name == "loss_patch" else value
+
+    def compared(name: str, tensor: Tensor) -> Tensor | None:
+        if name == "encoder.pos_embed":
+            return tensor[:, 1:]
+        return without_key_bias({name: tensor}).get(name)
+
+    names = {"losses": "loss", "losses_cls": "loss_cls", "losses_patch": "loss_patch"}
+    return compare_runs(case, model, _to_our_names, names, scale, compared)
