@@ -17,6 +17,7 @@ SYSTEMS = {
     "linear_segmentation": "adpe.parity.linear_segmentation",
     "mfm": "adpe.parity.mfm",
     "pixio": "adpe.parity.pixio",
+    "sdssl": "adpe.parity.sdssl",
     "selfpatch": "adpe.parity.selfpatch",
     "stop": "adpe.parity.stop",
 }

@@ -76,9 +76,8 @@ def compare_runs(
         state = model.state_dict()
         for name, theirs in case.group(f"step{step}.after.").items():
             kind, _, rest = name.partition(".")
-            ours = (
-                state[name] if kind.endswith("center") else state[f"{kind}.{next(iter(to_our_names({rest: theirs})))}"]
-            )
+            own = name if kind.endswith("center") else f"{kind}.{next(iter(to_our_names({rest: theirs})))}"
+            ours = state[own]
             values.append(relative_error(ours, theirs))
     for network, prefix in ((model.student, "final."), (model.teacher, "final_teacher.")):
         state = network.state_dict()
