@@ -10,6 +10,7 @@ METHODS = {
     "hpm": "adpe.methods.hpm:HPM",
     "ijepa": "adpe.methods.ijepa:IJEPA",
     "dino": "adpe.methods.dino_method:DINO",
+    "semmae": "adpe.methods.semmae:SemMAE",
     "sdssl": "adpe.methods.sdssl:SDSSL",
     "selfpatch": "adpe.methods.selfpatch:SelfPatch",
     "stop_mae": "adpe.methods.stop:StoPMAE",

@@ -19,5 +19,6 @@ SYSTEMS = {
     "pixio": "adpe.parity.pixio",
     "sdssl": "adpe.parity.sdssl",
     "selfpatch": "adpe.parity.selfpatch",
+    "semmae": "adpe.parity.semmae",
     "stop": "adpe.parity.stop",
 }
