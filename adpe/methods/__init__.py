@@ -4,6 +4,7 @@ METHODS = {
     "mae": "adpe.methods.mae:MAE",
     "mae_plus": "adpe.methods.mae_plus:MAEPlus",
     "adpe": "adpe.methods.adpe:AdPE",
+    "mapet": "adpe.methods.mapet:MaPeT",
     "mfm": "adpe.methods.mfm:MFM",
     "crossmae": "adpe.methods.crossmae:CrossMAE",
     "droppos": "adpe.methods.droppos:DropPos",

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from adpe.errors import UserError
@@ -19,6 +18,7 @@ from adpe.methods.base import Progress
 from adpe.methods.kmeans import nearest_centroid
 from adpe.methods.mae import MAE
 from adpe.methods.masking import Mask
+from adpe.methods.tokenizers import load_centroids
 from adpe.models.pos_embed import sincos
 from adpe.models.vit import VisionTransformer
 
@@ -66,7 +66,7 @@ class PartLabeller(torch.nn.Module):
     """Parts of images by a frozen encoder.
 
     Args:
-        file: of ``tools/make_parts.py``: the encoder's path, the kind of parts, and the centroids of k-means.
+        file: of ``tools/make_centroids.py``: the encoder's path, the kind of parts, and the centroids of k-means.
 
     Raises:
         UserError: for a file that is none.
@@ -76,16 +76,9 @@ class PartLabeller(torch.nn.Module):
         super().__init__()
         from adpe.checkpoints.loading import load_encoder
 
-        try:
-            with safe_open(file, "pt") as opened:
-                said, centroids = dict(opened.metadata() or {}), opened.get_tensor("centroids")
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"parts: {file} is no file of tools/make_parts.py ({error}).") from None
-        missing = {"encoder", "parts"} - said.keys()
-        if missing or said["parts"] not in get_args(Parts):
-            raise UserError(
-                f"parts: {file} does not say its encoder and kind of parts; make it by tools/make_parts.py."
-            )
+        centroids, said = load_centroids(file)
+        if "encoder" not in said or said.get("parts") not in get_args(Parts):
+            raise UserError(f"parts: {file} does not say its encoder and kind of parts: tools/make_centroids.py does.")
         self.kind: Parts = said["parts"]  # type: ignore[assignment]
         self.encoder: VisionTransformer = load_encoder(said["encoder"], verbose=False).requires_grad_(False)
         self.register_buffer("centroids", centroids, persistent=True)
@@ -106,8 +99,7 @@ def head_parts(encoder: VisionTransformer, images: Tensor) -> Tensor:
     """``(B, L)``: the head of the last block whose attention from the class token, by its sum, is the largest there."""
     from adpe.viz.attention_maps import attention_maps
 
-    weights = attention_maps(encoder, images)[-1]  # (B, H, N, N)
-    own = weights[:, :, 0, encoder.num_prefix_tokens :]
+    own = attention_maps(encoder, images)[-1].flatten(2).to(images.device)  # (B, H, L)
     return (own / own.sum(dim=-1, keepdim=True)).argmax(dim=1)
 
 
@@ -116,7 +108,7 @@ class SemMAE(MAE):
 
     Args:
         encoder: a :class:`VisionTransformer` without classes.
-        parts: file of ``tools/make_parts.py``. Its encoder's pretraining is part of the method's cost.
+        parts: file of ``tools/make_centroids.py``. Its encoder's pretraining is part of the method's cost.
         options: of :class:`adpe.methods.mae.MAE`.
     """
 
@@ -132,7 +124,7 @@ class SemMAE(MAE):
     def losses(self, views: Sequence[Tensor], progress: Progress = Progress()) -> dict[str, Tensor]:  # noqa: B008
         images = views[0].flatten(0, 1)
         if self.labeller is None:
-            raise UserError("SemMAE: model.parts is not set: make the file by tools/make_parts.py.")
+            raise UserError("SemMAE: model.parts is not set: make the file by tools/make_centroids.py.")
         parts = self.labeller(images)
         noise = torch.rand(parts.shape, device=images.device)
         part_noise = torch.rand(len(images), self.labeller.count, device=images.device)

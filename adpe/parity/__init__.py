@@ -15,6 +15,7 @@ SYSTEMS = {
     "hpm": "adpe.parity.hpm",
     "knn_segmentation": "adpe.parity.knn_segmentation",
     "linear_segmentation": "adpe.parity.linear_segmentation",
+    "mapet": "adpe.parity.mapet",
     "mfm": "adpe.parity.mfm",
     "pixio": "adpe.parity.pixio",
     "sdssl": "adpe.parity.sdssl",
