@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -29,7 +30,7 @@ def mlp_head(dim: int, hidden: int, out: int, layers: int, last_norm: bool) -> n
     """Linear layers without bias, each but the last under BatchNorm and ReLU; at the end a BatchNorm without affine."""
     parts: list[nn.Module] = []
     widths = [dim, *[hidden] * (layers - 1), out]
-    for number, (one, other) in enumerate(zip(widths, widths[1:], strict=False)):
+    for number, (one, other) in enumerate(pairwise(widths)):
         parts.append(nn.Linear(one, other, bias=False))
         if number < layers - 1:
             parts += [nn.BatchNorm1d(other), nn.ReLU(inplace=True)]

@@ -112,7 +112,8 @@ def _pretrain(case: GoldenCase) -> CaseResult:
     found = {"predicted": flags.scatter(1, order.predicted, True), "targets": wanted,
              "scored": flags.scatter(1, order.predicted, order.scored)}  # fmt: skip
     exact = {name: (v, data[f"output.{name}"]) for name, v in found.items() if f"output.{name}" in data}
-    return compare_step(case, model, model.compare(logits, wanted, order), to_our_names, outputs, exact)
+    loss = model.compare(logits, wanted, order)
+    return compare_step(case, model, loss, to_our_names, outputs, exact, recorded_only="upper_limit" in said)
 
 
 def _replay_drop_path(model: MaPeT, draws: list[Tensor]) -> None:

@@ -78,7 +78,7 @@ def _model(case: GoldenCase) -> SDSSL:
         said["temperature"], said["momentum_teacher"], True, True, False,
     )  # fmt: skip
     state = to_our_names(case.group("param."))
-    _load(model, {name: tensor for name, tensor in state.items()})
+    _load(model, state)
     if said["kind"] != "simclr":
         given = teacher_names(case.group("teacher."))
         if not given:  # as it starts: a copy
