@@ -21,5 +21,6 @@ SYSTEMS = {
     "sdssl": "adpe.parity.sdssl",
     "selfpatch": "adpe.parity.selfpatch",
     "semmae": "adpe.parity.semmae",
+    "sgt": "adpe.parity.sgt",
     "stop": "adpe.parity.stop",
 }
