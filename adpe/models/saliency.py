@@ -1,8 +1,8 @@
 """Choosers of patches for :mod:`adpe.models.saliency_vit`: spectral residual, and the controls it is held against.
 
 A chooser takes pixels ``(B, 3, H, W)`` in [0, 1] and gives a score to every patch, ``(B, L)``. The spectral residual is
-after Hou and Zhang (CVPR 2007), in the form written out here; it is computed in float64, since float32 exchanges patches
-at the cut.
+after Hou and Zhang (CVPR 2007), in the form written out here; it is computed in float64, since float32 exchanges
+patches at the cut.
 """
 
 from __future__ import annotations

@@ -23,7 +23,8 @@ class SaliencyViT(VisionTransformer):
     """The encoder with saliency-guided attention; its parameters are those of :class:`VisionTransformer`.
 
     Args:
-        saliency: ``type`` (spectral_residual, centre, random, attention with ``encoder``), ``ratio`` of the patches that
+        saliency: ``type`` (spectral_residual, centre, random, attention with ``encoder``), ``ratio`` of the patches
+            that
             are kept (0.25), ``residual_before`` the block (-1: the last), ``mask_probability`` of a training batch
             (1.0), ``mask_at_test`` (True), ``class_position`` in the masked pass (True), and ``mean`` and ``std`` with
             which images are normalised.

@@ -22,5 +22,6 @@ SYSTEMS = {
     "selfpatch": "adpe.parity.selfpatch",
     "semmae": "adpe.parity.semmae",
     "sgt": "adpe.parity.sgt",
+    "spvit": "adpe.parity.spvit",
     "stop": "adpe.parity.stop",
 }
