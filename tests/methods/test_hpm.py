@@ -72,7 +72,7 @@ def test_two_steps_through_the_launcher(tmp_path: Path):
     assert not torch.equal(state[f"model.teacher.{name}"], state[f"model.{name}"])
     with safe_open(tmp_path / "work" / "encoder.safetensors", framework="pt") as file:
         assert torch.equal(file.get_tensor(name), state[f"model.{name}"])
-        assert all(key.startswith("encoder.") for key in file.keys())
+        assert all(key.startswith("encoder.") for key in [*file.keys()])
         assert json.loads(next(iter(file.metadata().values())))["method"] == "HPM"
     assert {"train/loss", "train/loss_predictor"} <= set(runner.message_hub.log_scalars)
 
