@@ -9,7 +9,7 @@ import torch
 
 pytest.importorskip("mmengine")
 from built_configs import config
-from small_pretraining import resumes_exactly, steps, train_small
+from small_pretraining import resumes_exactly, steps, train_small, trains_in_bfloat16
 
 import adpe
 from adpe.methods.cropped_positions import CroppedPositions, crop_positions
@@ -85,8 +85,9 @@ def test_options_that_cannot_be_are_refused(options: dict, key: str):
         cropped(**options)
 
 
-def test_a_resumed_step_is_equal():
+def test_a_resumed_step_is_equal_and_bfloat16_trains():
     assert resumes_exactly(cropped(), torch.rand(2, 3, 24, 24))
+    assert trains_in_bfloat16(cropped(), torch.randn(2, 3, 24, 24))
 
 
 def test_it_trains(tmp_path: Path):

@@ -16,7 +16,7 @@ from built_configs import config, meta_model
 from mmengine.optim import OptimWrapper
 from mmengine.registry import MODELS, PARAM_SCHEDULERS
 from safetensors import safe_open
-from small_pretraining import resumes_exactly, steps, train_small
+from small_pretraining import resumes_exactly, steps, train_small, trains_in_bfloat16
 
 import adpe
 from adpe.methods.base import Progress
@@ -310,13 +310,15 @@ def test_options_of_noise_that_cannot_be_are_refused(options: dict, key: str):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_resumed_step_is_equal(form: str):
+def test_a_resumed_step_is_equal_and_bfloat16_trains(form: str):
     assert resumes_exactly(autoencoder(form=form), torch.rand(2, 3, 24, 24))
+    assert trains_in_bfloat16(autoencoder(form=form), torch.randn(2, 3, 24, 24))
 
 
-def test_a_resumed_step_of_the_others_is_equal():
-    assert resumes_exactly(autoencoder("stop_mae"), torch.rand(2, 3, 24, 24))
-    assert resumes_exactly(ijepa(), torch.rand(2, 3, 24, 24))
+def test_a_resumed_step_of_the_others_is_equal_and_bfloat16_trains():
+    for build in (lambda: autoencoder("stop_mae"), ijepa):
+        assert resumes_exactly(build(), torch.rand(2, 3, 24, 24))
+        assert trains_in_bfloat16(build(), torch.randn(2, 3, 24, 24))
 
 
 def test_they_learn_and_are_drawn():
