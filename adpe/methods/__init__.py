@@ -5,6 +5,7 @@ METHODS = {
     "mae_plus": "adpe.methods.mae_plus:MAEPlus",
     "adpe": "adpe.methods.adpe:AdPE",
     "mfm": "adpe.methods.mfm:MFM",
+    "cropped_positions": "adpe.methods.cropped_positions:CroppedPositions",
     "crossmae": "adpe.methods.crossmae:CrossMAE",
     "droppos": "adpe.methods.droppos:DropPos",
     "hpm": "adpe.methods.hpm:HPM",
