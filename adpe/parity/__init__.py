@@ -10,6 +10,7 @@ SYSTEMS = {
     "colormae": "adpe.parity.colormae",
     "crossmae": "adpe.parity.crossmae",
     "droppos": "adpe.parity.droppos",
+    "eomt": "adpe.parity.eomt",
     "hpm": "adpe.parity.hpm",
     "knn_segmentation": "adpe.parity.knn_segmentation",
     "linear_segmentation": "adpe.parity.linear_segmentation",
