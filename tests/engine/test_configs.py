@@ -37,7 +37,10 @@ LAUNCHER = {
 }
 
 # Nothing is trained by the Runner.
-FROZEN = ("configs/cifar10_knn.py", "configs/cifar10_linear.py", "configs/imagenet_knn_vitb.py")
+FROZEN = (
+    "configs/ade20k_knn_vitb.py", "configs/cifar10_knn.py", "configs/cifar10_linear.py",
+    "configs/demo/knn_segmentation.py", "configs/imagenet_knn_vitb.py",
+)  # fmt: skip
 
 
 def sources(path: Path) -> Iterator[ast.Module]:
