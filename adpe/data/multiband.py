@@ -227,11 +227,11 @@ class MultiBandViews:
         crop = draw_crop(height, width, self.scales[number], generator)
         flip = generator.random() < 0.5
         jitter = generator.random() <= 0.8
-        factors = [generator.uniform(0.6, 1.4) if jitter else None for _ in range(2)]
+        bright, contrasted = (generator.uniform(0.6, 1.4) if jitter else None for _ in range(2))
         greyed = generator.random() <= 0.2
         sigma = generator.uniform(0.1, 2) if generator.random() <= self.blurred[number] else None
         solarized = generator.random() <= self.solarized[number]
-        return ViewDraw(crop, flip, *factors, greyed, sigma, solarized, self.drop.draw(generator))
+        return ViewDraw(crop, flip, bright, contrasted, greyed, sigma, solarized, self.drop.draw(generator))
 
     def view(self, image: np.ndarray, size: int, draw: ViewDraw) -> np.ndarray:
         """``(C, size, size)`` float32 in 0..1 of bytes ``(H, W, C)``."""

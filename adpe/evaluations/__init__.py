@@ -2,5 +2,6 @@
 
 EVALUATIONS = {
     "knn": "adpe.evaluations.knn:KNN",
+    "knn_segmentation": "adpe.evaluations.knn_segmentation:PatchSegmentation",
     "linear_probe": "adpe.evaluations.linear_probe:LinearProbe",
 }

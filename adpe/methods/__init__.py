@@ -6,6 +6,7 @@ METHODS = {
     "adpe": "adpe.methods.adpe:AdPE",
     "mapet": "adpe.methods.mapet:MaPeT",
     "mfm": "adpe.methods.mfm:MFM",
+    "cropped_positions": "adpe.methods.cropped_positions:CroppedPositions",
     "crossmae": "adpe.methods.crossmae:CrossMAE",
     "droppos": "adpe.methods.droppos:DropPos",
     "hpm": "adpe.methods.hpm:HPM",

@@ -68,6 +68,9 @@ class DINO(PretrainingMethod):
         ValueError: for options that do not go together.
     """
 
+    center: Tensor
+    spread: Tensor
+
     def __init__(
         self,
         encoder: VisionTransformer,

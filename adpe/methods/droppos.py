@@ -245,7 +245,7 @@ class DropPos(PretrainingMethod):
         """
         decoder, token = self.pixels, self.mask_token
         assert decoder is not None and token is not None
-        x = decoder.embed(tokens)
+        x = decoder.embed(tokens).to(token.dtype)  # autocast rounds what is linear
         places = draw.mask.visible_indices if places is None else places
         patches = token.expand(*draw.mask.hidden.shape, -1)
         patches = patches.scatter(1, places.unsqueeze(-1).expand(-1, -1, x.shape[-1]), x[:, 1:])

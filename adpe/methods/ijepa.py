@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,9 @@ from adpe.models.factory import create_encoder
 from adpe.models.layers import Block, LayerNorm, run_blocks
 from adpe.models.pos_embed import sincos_table
 from adpe.models.vit import VisionTransformer
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # Deviation over patches of target features, which have unit variance over channels, below which they carry nothing.
 _CONSTANT = 1e-2
@@ -180,12 +183,35 @@ class IJEPA(PretrainingMethod):
     def scalars(self) -> dict[str, float]:
         return {} if self._spread is None else {"ijepa/target_spread": float(self._spread)}
 
+    def figures(self, views: Sequence[Tensor], mean: Sequence[float], std: Sequence[float]) -> dict[str, Figure]:
+        from adpe.viz.patch_maps import draw_patch_maps
+
+        images = views[0][:, 0]
+        grid = self.encoder.patch_embed.grid(images)
+        generator = torch.Generator().manual_seed(0)
+        context, targets = draw_blocks(len(images), grid, self.targets, images.device, generator)
+        noises = None
+        if self.position_noise_std is not None:  # none, but with the bias that comes with it
+            noises = [images.new_zeros(*indices.shape, self.encoder.embed_dim) for indices in targets]
+        with torch.no_grad():
+            features, prediction = self.target_features(images, targets), self.predict(images, context, targets, noises)
+        errors = F.smooth_l1_loss(prediction, features, reduction="none").mean(dim=-1).unflatten(0, (self.targets, -1))
+        blank = torch.zeros(len(images), grid[0] * grid[1], device=images.device)
+        block, error = blank, blank
+        for number, indices in enumerate(targets):
+            block = block.scatter(1, indices, number + 1.0)
+            error = error.scatter(1, indices, errors[number].float())
+        maps = {"context": blank.scatter(1, context, 1.0), "target blocks": block, "error of their features": error}
+        return {"blocks": draw_patch_maps(images, maps, grid, mean, std)}
+
     @property
     def title(self) -> str:
         return "I-JEPA" if self.position_noise_std is None else "I-JEPA StoP"
 
 
-def draw_blocks(count: int, grid: tuple[int, int], targets: int, device: Any = None) -> tuple[Tensor, list[Tensor]]:
+def draw_blocks(
+    count: int, grid: tuple[int, int], targets: int, device: Any = None, generator: torch.Generator | None = None
+) -> tuple[Tensor, list[Tensor]]:
     """I-JEPA's blocks: 15-20 % of the image each, and a context of 85-100 % without them.
 
     Sizes (aspect 0.75-1.5) are drawn once for the batch, places for every image; all lists of the context are cut to
@@ -197,14 +223,14 @@ def draw_blocks(count: int, grid: tuple[int, int], targets: int, device: Any = N
     h, w = grid
 
     def size(low: float, high: float, aspects: tuple[float, float]) -> tuple[int, int]:
-        area = h * w * (low + (high - low) * float(torch.rand(())))
-        aspect = aspects[0] + (aspects[1] - aspects[0]) * float(torch.rand(()))
+        area = h * w * (low + (high - low) * float(torch.rand((), generator=generator)))
+        aspect = aspects[0] + (aspects[1] - aspects[0]) * float(torch.rand((), generator=generator))
         height, width = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         return min(max(height, 1), max(h - 1, 1)), min(max(width, 1), max(w - 1, 1))
 
     def place(rows: int, columns: int) -> Tensor:
         block = torch.zeros(h, w, dtype=torch.bool)
-        top, left = int(torch.randint(h - rows + 1, ())), int(torch.randint(w - columns + 1, ()))
+        top, left = (int(torch.randint(free + 1, (), generator=generator)) for free in (h - rows, w - columns))
         block[top : top + rows, left : left + columns] = True
         return block
 

@@ -94,6 +94,8 @@ class MaPeT(PretrainingMethod):
         ValueError: for options that do not go together.
     """
 
+    used: Tensor
+
     def __init__(
         self,
         encoder: VisionTransformer,

@@ -170,6 +170,10 @@ class SelfPatch(PretrainingMethod):
         ValueError: for options that do not go together.
     """
 
+    center: Tensor
+    patch_center: Tensor
+    spread: Tensor
+
     def __init__(
         self,
         encoder: VisionTransformer,

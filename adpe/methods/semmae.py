@@ -72,6 +72,8 @@ class PartLabeller(torch.nn.Module):
         UserError: for a file that is none.
     """
 
+    centroids: Tensor
+
     def __init__(self, file: str | Path) -> None:
         super().__init__()
         from adpe.checkpoints.loading import load_encoder

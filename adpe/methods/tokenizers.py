@@ -26,6 +26,8 @@ class KMeansTokenizer(nn.Module):
         centroids: of k-means of its tokens.
     """
 
+    centroids: Tensor
+
     def __init__(self, encoder: VisionTransformer, centroids: Tensor) -> None:
         super().__init__()
         self.encoder = encoder.requires_grad_(False)

@@ -102,15 +102,28 @@ class Attention(nn.Module):
             _zeros((2 * bias_grid[0] - 1) * (2 * bias_grid[1] - 1) + 3, num_heads) if bias_grid else None
         )
 
-    def forward(self, x: Tensor, term: RelativeTerm | None = None, grid: tuple[int, int] | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        term: RelativeTerm | None = None,
+        grid: tuple[int, int] | None = None,
+        allowed: Tensor | None = None,
+    ) -> Tensor:
         """``(B, N, D)`` to ``(B, N, D)``.
 
         Args:
             x: tokens, the class token, if there is one, first.
             term: needed with contextual relative positions.
             grid: ``(h, w)`` of the image's patches; needed with windows and with the other relative positions.
+            allowed: ``(B, 1, N, N)`` bool, which keys (last) a query may attend to, at least one each; None for all.
+                Not with relative positions or windows.
         """
         terms = self.terms(x, term, grid)
+        if allowed is not None:
+            if self.window_size or terms.logits is not None or terms.decomposed is not None or terms.bias is not None:
+                raise ValueError("attention: a mask goes neither with relative positions nor with windows.")
+            open_ = torch.zeros(allowed.shape, dtype=terms.q.dtype, device=terms.q.device)
+            terms = terms._replace(logits=open_.masked_fill_(~allowed, -torch.inf))
         out = attend(*terms).transpose(1, 2).reshape(terms.q.shape[0], -1, x.shape[-1])
         if self.window_size:
             assert grid is not None

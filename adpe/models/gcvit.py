@@ -356,11 +356,13 @@ class GCViT(nn.Module):
 
     def forward_features(self, images: Tensor) -> Tensor:
         """The normed last map ``(B, h, w, C)``."""
-        return self.norm(self.forward_maps(images)[-1])
+        norm: Any = self.norm
+        return norm(self.forward_maps(images)[-1])
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits ``(B, num_classes)``, or the mean feature ``(B, C)`` without classes."""
-        return self.head(self.forward_features(images).mean(dim=(1, 2)))
+        head: Any = self.head
+        return head(self.forward_features(images).mean(dim=(1, 2)))
 
     def no_weight_decay(self) -> set[str]:
         """None: the reference names `rpb`, which no parameter is called, so that its bias tables decay."""

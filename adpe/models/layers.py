@@ -99,9 +99,15 @@ class Block(nn.Module):
         self.ls2 = nn.Identity() if init_values is None else LayerScale(dim, init_values)
         self.drop_path = DropPath(drop_path_rate)
 
-    def forward(self, x: Tensor, term: RelativeTerm | None = None, grid: tuple[int, int] | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        term: RelativeTerm | None = None,
+        grid: tuple[int, int] | None = None,
+        allowed: Tensor | None = None,
+    ) -> Tensor:
         """See :meth:`adpe.models.attention.Attention.forward`."""
-        x = x + self.drop_path(self.ls1(self.attn(self.norm1(x), term, grid)))
+        x = x + self.drop_path(self.ls1(self.attn(self.norm1(x), term, grid, allowed)))
         return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
 
 
@@ -134,13 +140,18 @@ def run_blocks(
     terms: Sequence[RelativeTerm | None],
     grad_checkpointing: bool = False,
     grid: tuple[int, int] | None = None,
+    allowed: Tensor | None = None,
 ) -> Tensor:
-    """Run blocks one after the other, each with its relative term; `grid` is the image's, see :class:`Block`."""
+    """Run blocks one after the other, each with its relative term.
+
+    `grid` is the image's, `allowed` a mask for every block's attention; see :class:`Block`.
+    """
+    mask = () if allowed is None else (allowed,)
     for block, term in zip(blocks, terms, strict=True):
         if grad_checkpointing and torch.is_grad_enabled():
-            x = checkpoint(block, x, term, grid, use_reentrant=False)
+            x = checkpoint(block, x, term, grid, *mask, use_reentrant=False)
         else:
-            x = block(x, term, grid)
+            x = block(x, term, grid, *mask)
     return x
 
 

@@ -130,6 +130,6 @@ def build_chooser(options: Mapping[str, Any]) -> tuple[Chooser, str]:
 
 
 def keep_best(scores: Tensor, ratio: float) -> Tensor:
-    """Indices ``(B, k)`` of the ``max(1, int(ratio L))`` patches of highest score, of equal ones the lower index first."""
+    """Indices ``(B, k)`` of the ``max(1, int(ratio L))`` patches of highest score; equal ones by lower index."""
     count = max(1, int(ratio * scores.shape[1] + 1e-9))
     return scores.argsort(dim=1, descending=True, stable=True)[:, :count]

@@ -94,7 +94,7 @@ class SaliencyViT(VisionTransformer):
 
     def forward_intermediates(  # type: ignore[no-untyped-def]
         self, images: Tensor, indices: int | Sequence[int] | None = None, return_prefix_tokens: bool = False,
-        norm: bool = False, stop_early: bool = False, output_fmt: str = "NCHW", intermediates_only: bool = False,
+        norm: bool = False, stop_early: bool = False, output_fmt: Any = "NCHW", intermediates_only: bool = False,
     ):  # fmt: skip
         if not self.masked():
             return super().forward_intermediates(
@@ -104,7 +104,7 @@ class SaliencyViT(VisionTransformer):
                 norm,
                 stop_early,
                 output_fmt,
-                intermediates_only,  # type: ignore[arg-type]
+                intermediates_only,
             )
         depth, prefix = len(self.blocks), self.num_prefix_tokens
         wanted = range(depth) if indices is None else range(depth)[-indices:] if isinstance(indices, int) else indices

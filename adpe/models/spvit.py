@@ -233,7 +233,7 @@ class SPViT(nn.Module):
             )
         if not 0 <= prior < depth:
             raise ValueError(
-                f"prior_blocks={prior} of {depth}: the class token joins behind them, so that one block at least follows."
+                f"prior_blocks={prior} of {depth}: the class token joins behind them, one block at least follows."
             )
         if offset_scale not in ("raw", "train_grid"):
             raise ValueError(f"offset_scale={offset_scale!r} is none of raw, train_grid.")

@@ -12,6 +12,7 @@ SYSTEMS = {
     "droppos": "adpe.parity.droppos",
     "dino_mm": "adpe.parity.dino_mm",
     "gcvit": "adpe.parity.gcvit",
+    "eomt": "adpe.parity.eomt",
     "hpm": "adpe.parity.hpm",
     "knn_segmentation": "adpe.parity.knn_segmentation",
     "linear_segmentation": "adpe.parity.linear_segmentation",

@@ -125,7 +125,8 @@ def _replay_drop_path(model: MaPeT, draws: list[Tensor]) -> None:
         def forward(self, x: Tensor) -> Tensor:
             return x * draws.pop(0).view(-1, 1, 1).to(x.dtype) / (1 - self.rate)
 
-    for block in model.encoder.blocks:
+    blocks: Any = model.encoder.blocks
+    for block in blocks:
         if block.drop_path.rate:
             block.drop_path = Replayed(block.drop_path.rate)
 

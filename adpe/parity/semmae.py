@@ -39,13 +39,12 @@ def check_case(case: GoldenCase) -> CaseResult:
 def _masks(case: GoldenCase) -> CaseResult:
     errors = []
     for name, said in case.options["cases"].items():
-        given = [case.arrays[f"input.{name}.{kind}"] for kind in ("parts", "noise", "part_noise")]
+        parts, noise, part_noise = (case.arrays[f"input.{name}.{kind}"] for kind in ("parts", "noise", "part_noise"))
         hidden = torch.stack([
-            part_mask(*given, said["mask_ratio"], part_share(epoch, _EPOCHS)).hidden for epoch in said["epochs"]
+            part_mask(parts, noise, part_noise, said["mask_ratio"], part_share(epoch, _EPOCHS)).hidden for epoch in said["epochs"]
         ])  # fmt: skip
         errors.append(relative_error(hidden, case.arrays[f"output.{name}.hidden"]))
-        parts = given[0].long()
-        counts = torch.stack([(hidden & (parts == part)).sum(dim=-1) for part in range(given[2].shape[1])], dim=-1)
+        counts = torch.stack([(hidden & (parts == part)).sum(dim=-1) for part in range(part_noise.shape[1])], dim=-1)
         errors.append(relative_error(counts, case.arrays[f"output.{name}.hidden_per_part"]))
     return case.result({"exact": largest_error(errors)})
 
@@ -69,8 +68,8 @@ def _model(case: GoldenCase) -> SemMAE:
 
 
 def _mask(case: GoldenCase, prefix: str, epoch: int) -> Mask:
-    given = [case.arrays[f"{prefix}{name}"] for name in ("parts", "noise", "part_noise")]
-    return part_mask(*given, case.options["mask_ratio"], part_share(epoch, _EPOCHS))
+    parts, noise, part_noise = (case.arrays[f"{prefix}{name}"] for name in ("parts", "noise", "part_noise"))
+    return part_mask(parts, noise, part_noise, case.options["mask_ratio"], part_share(epoch, _EPOCHS))
 
 
 def _pretrain(case: GoldenCase) -> CaseResult:

@@ -1,4 +1,4 @@
-"""Saliency-guided attention against numbers recorded from EG-ViT, and against a float64 transcription of our own form."""
+"""Saliency-guided attention against numbers of EG-ViT, and a float64 transcription of our own form."""
 
 from __future__ import annotations
 

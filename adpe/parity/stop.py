@@ -9,8 +9,7 @@ from torch import Tensor
 
 from adpe.errors import UserError
 from adpe.methods.ijepa import IJEPA
-from adpe.methods.mae import MAE
-from adpe.methods.stop import StoPMAE, StoPMAEPlus
+from adpe.methods.stop import StochasticPositions, StoPMAE, StoPMAEPlus
 from adpe.models.vit import VisionTransformer
 from adpe.parity.cases import CaseResult, GoldenCase, compare_gradients, largest_error, relative_error
 from adpe.parity.training import compare_step, compare_trajectory, renamed, without_key_bias
@@ -113,7 +112,7 @@ def _ours(case: GoldenCase) -> CaseResult:
     )  # fmt: skip
     decoder = {key: said[key] for key in ("decoder_embed_dim", "decoder_depth", "decoder_num_heads")}
     options = {"mask_ratio": said["mask_ratio"], "norm_pix_loss": said["norm_pix_loss"], **decoder}
-    model: MAE
+    model: StochasticPositions
     if said["mask_tokens"] == "decoder":
         model = StoPMAE(encoder, said["noise_std"], **options)
     else:
@@ -121,8 +120,8 @@ def _ours(case: GoldenCase) -> CaseResult:
     state = case.group("param.")
     model.load_state_dict(state)
     images, noise, position_noise = (data[f"input.{name}"] for name in ("images", "noise", "position_noise"))
-    model._given = position_noise  # type: ignore[assignment]
-    prediction, hidden = model.reconstruct(images, noise)
-    loss = model(images, noise, position_noise)  # type: ignore[call-arg]
+    with model.given(position_noise):
+        prediction, hidden = model.reconstruct(images, noise)
+    loss = model(images, noise, position_noise)
     outputs = {"pred": (prediction, data["output.pred"])}
     return compare_step(case, model, loss, dict, outputs, {"hidden": (hidden, data["output.hidden"])})

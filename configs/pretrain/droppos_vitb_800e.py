@@ -3,8 +3,8 @@
 Reproduces: ImageNet top-1 84.2 after fine-tuning for 100 epochs (README of Haochen-Wang409/DropPos; 83.0 after 200
 epochs of pretraining).
 Batches of 2048 images are PRETRAIN.md's, 64 on each of 32 GPUs; the repository's script has 8 GPUs. As in the
-reference, targets are divided by the sum of the class's row, each tensor's gradient is clipped by itself, and
-everything is float32. The warm-up of ViT-L is 40 epochs.
+reference, targets are divided by the sum of the class's row, each tensor's gradient is clipped by itself, and all is
+float32. The warm-up of ViT-L is 40 epochs.
 Cost: not measured. The weights of patches are a forward pass of 197 tokens beside the student's 50 (attn_guide).
 Command: tools/dist_train.sh configs/pretrain/droppos_vitb_800e.py 8
 """

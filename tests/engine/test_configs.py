@@ -37,7 +37,10 @@ LAUNCHER = {
 }
 
 # Nothing is trained by the Runner.
-FROZEN = ("configs/cifar10_knn.py", "configs/cifar10_linear.py", "configs/imagenet_knn_vitb.py")
+FROZEN = (
+    "configs/ade20k_knn_vitb.py", "configs/cifar10_knn.py", "configs/cifar10_linear.py",
+    "configs/demo/knn_segmentation.py", "configs/imagenet_knn_vitb.py",
+)  # fmt: skip
 
 
 def sources(path: Path) -> Iterator[ast.Module]:
@@ -165,10 +168,12 @@ def test_schedule_ends_where_training_ends(name: str) -> None:
     # Published cosines that are counted from the first step have fallen a little when the warm-up ends.
     formula = any(one.type == "AdPEFormulaScheduler" for one in cfg.param_scheduler)
     assert max(rates) == pytest.approx(1.0, abs=0.015 if formula else 1e-6)
-    assert rates.index(max(rates)) < length / 6
+    assert rates.index(max(rates)) < length / 5  # HPM of 200 epochs warms up for 40
     assert rates[length // 2] > 0.4
     assert rates[-1] == min(rates[length // 2 :])
-    assert rates[-1] < 0.011
+    # Where a recipe says that the rate does not fall to 0, as I-JEPA's.
+    ends = [one.get("last", 0.0) for one in cfg.param_scheduler if one.get("param_name", "lr") == "lr"]
+    assert rates[-1] < 0.011 + max(ends)
 
 
 @pytest.mark.parametrize("name", [*ADE20K, *COCO])

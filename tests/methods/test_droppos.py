@@ -12,7 +12,7 @@ pytest.importorskip("mmengine")
 from built_configs import config, meta_model
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS
-from small_pretraining import resumes_exactly, steps, train_small
+from small_pretraining import resumes_exactly, steps, train_small, trains_in_bfloat16
 
 import adpe
 from adpe.errors import UserError
@@ -204,8 +204,9 @@ def test_crops_of_another_size_are_refused():
 
 
 @pytest.mark.parametrize("options", [{}, {"multi_task": 0.05}, {"dropped_token": "wrong_pos"}])
-def test_a_resumed_step_is_equal(options: dict):
+def test_a_resumed_step_is_equal_and_bfloat16_trains(options: dict):
     assert resumes_exactly(droppos(**options), torch.rand(2, 3, 24, 24))
+    assert trains_in_bfloat16(droppos(**options), torch.randn(2, 3, 24, 24))
 
 
 def test_places_are_learned_from_content():

@@ -14,7 +14,7 @@ pytest.importorskip("mmengine")
 from built_configs import config, meta_model
 from mmengine.registry import MODELS
 from safetensors import safe_open
-from small_pretraining import resumes_exactly, steps, train_small
+from small_pretraining import resumes_exactly, steps, train_small, trains_in_bfloat16
 
 import adpe
 from adpe.methods.base import Progress
@@ -72,7 +72,7 @@ def test_two_steps_through_the_launcher(tmp_path: Path):
     assert not torch.equal(state[f"model.teacher.{name}"], state[f"model.{name}"])
     with safe_open(tmp_path / "work" / "encoder.safetensors", framework="pt") as file:
         assert torch.equal(file.get_tensor(name), state[f"model.{name}"])
-        assert all(key.startswith("encoder.") for key in file.keys())
+        assert all(key.startswith("encoder.") for key in [*file.keys()])
         assert json.loads(next(iter(file.metadata().values())))["method"] == "HPM"
     assert {"train/loss", "train/loss_predictor"} <= set(runner.message_hub.log_scalars)
 
@@ -174,8 +174,9 @@ def test_options_that_cannot_be_are_refused(options: dict, key: str):
 
 
 @pytest.mark.parametrize("options", [{}, {"relative": False, "norm_pix_loss": True}])
-def test_a_resumed_step_is_equal(options: dict):
+def test_a_resumed_step_is_equal_and_bfloat16_trains(options: dict):
     assert resumes_exactly(hpm(**options), torch.rand(2, 3, 24, 24))
+    assert trains_in_bfloat16(hpm(**options), torch.randn(2, 3, 24, 24))
 
 
 def test_a_constant_teacher_is_a_collapse():
