@@ -40,9 +40,9 @@ def _masks(case: GoldenCase) -> CaseResult:
     errors = []
     for name, said in case.options["cases"].items():
         parts, noise, part_noise = (case.arrays[f"input.{name}.{kind}"] for kind in ("parts", "noise", "part_noise"))
-        hidden = torch.stack([
-            part_mask(parts, noise, part_noise, said["mask_ratio"], part_share(epoch, _EPOCHS)).hidden for epoch in said["epochs"]
-        ])  # fmt: skip
+        shares = [part_share(epoch, _EPOCHS) for epoch in said["epochs"]]
+        masks = [part_mask(parts, noise, part_noise, said["mask_ratio"], share) for share in shares]
+        hidden = torch.stack([mask.hidden for mask in masks])
         errors.append(relative_error(hidden, case.arrays[f"output.{name}.hidden"]))
         counts = torch.stack([(hidden & (parts == part)).sum(dim=-1) for part in range(part_noise.shape[1])], dim=-1)
         errors.append(relative_error(counts, case.arrays[f"output.{name}.hidden_per_part"]))
