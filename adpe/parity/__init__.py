@@ -7,6 +7,7 @@ system is a module with ``check_case(case: GoldenCase) -> CaseResult`` and an en
 SYSTEMS = {
     "adpe": "adpe.parity.method",
     "attentive_probe": "adpe.parity.attentive_probe",
+    "backdoor": "adpe.parity.backdoor",
     "colormae": "adpe.parity.colormae",
     "crossmae": "adpe.parity.crossmae",
     "droppos": "adpe.parity.droppos",
