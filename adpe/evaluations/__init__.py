@@ -3,4 +3,5 @@
 EVALUATIONS = {
     "knn": "adpe.evaluations.knn:KNN",
     "linear_probe": "adpe.evaluations.linear_probe:LinearProbe",
+    "positions": "adpe.evaluations.positions:Positions",
 }

@@ -37,7 +37,13 @@ LAUNCHER = {
 }
 
 # Nothing is trained by the Runner.
-FROZEN = ("configs/cifar10_knn.py", "configs/cifar10_linear.py", "configs/imagenet_knn_vitb.py")
+FROZEN = (
+    "configs/cifar10_knn.py",
+    "configs/cifar10_linear.py",
+    "configs/cifar10_positions.py",
+    "configs/imagenet_knn_vitb.py",
+    "configs/imagenet_positions_vitb.py",
+)
 
 
 def sources(path: Path) -> Iterator[ast.Module]:
