@@ -34,7 +34,7 @@ from adpe.errors import EXIT_MISTAKE, UserError, print_error
 from adpe.evaluations.base import Result, Subject, build_evaluation, pooled_features
 from adpe.files import atomic_write
 from adpe.leaderboard.records import read_records
-from adpe.leaderboard.tasks import metric_of, show_metric
+from adpe.leaderboard.tasks import main_metrics, metric_of, show_metric
 from adpe.option_values import OptionAction
 
 _LOADERS = "_dataloader"
@@ -197,6 +197,7 @@ def evaluate_main(arguments: list[str] | None = None) -> int:
         print_error(error)
         return EXIT_MISTAKE
     rows: list[tuple[str, dict[str, float]]] = []
+    task = ""
     folders: set[str] = set()
     for encoder in args.encoders or [None]:
         name = _folder_name(encoder, folders)
@@ -208,8 +209,9 @@ def evaluate_main(arguments: list[str] | None = None) -> int:
         if status:
             return status
         records, _ = read_records(work_dir / "record.jsonl")
+        task = records[-1]["task"]
         rows.append((encoder or "random initialisation", records[-1]["metrics"]))
-    print_table(rows)
+    print_table(rows, task)
     return 0
 
 
@@ -223,12 +225,13 @@ def _folder_name(encoder: str | None, taken: set[str]) -> str:
     return f"{name}{'' if number == 1 else number}"
 
 
-def print_table(rows: list[tuple[str, dict[str, float]]]) -> None:
-    """Encoders and their metrics, the best by the first metric on top."""
+def print_table(rows: list[tuple[str, dict[str, float]]], task: str) -> None:
+    """Encoders and their metrics, the best by the task's first metric on top."""
     from rich.console import Console
     from rich.table import Table
 
-    names = list(dict.fromkeys(name for _, metrics in rows for name in metrics))
+    found = [name for _, metrics in rows for name in metrics]
+    names = list(dict.fromkeys([*main_metrics(task, found), *found]))
     first = metric_of(names[0])
     table = Table("encoder", *(f"{metric_of(name).label} {metric_of(name).unit}".strip() for name in names))
     key = lambda row: row[1].get(names[0], float("nan"))  # noqa: E731

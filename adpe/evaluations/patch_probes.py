@@ -79,8 +79,17 @@ def is_kept(majority: Tensor, ignore_labels: Sequence[int]) -> Tensor:
     return ~torch.isin(majority, torch.as_tensor(list(ignore_labels), device=majority.device, dtype=majority.dtype))
 
 
-def nearest(queries: Tensor, bank: Tensor, k: int, distance: Distance, chunk: int = BANK_CHUNK) -> Tensor:
+def nearest(
+    queries: Tensor,
+    bank: Tensor,
+    k: int,
+    distance: Distance,
+    chunk: int = BANK_CHUNK,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
     """Indices ``(M, k)`` of the nearest of ``(N, D)`` bank patches to ``(M, D)`` queries, the nearest first.
+
+    The bank may lie on another device than the queries, whose is the result's: chunks of it are brought there.
 
     Raises:
         UserError: for a k above N, or another distance.
@@ -89,25 +98,48 @@ def nearest(queries: Tensor, bank: Tensor, k: int, distance: Distance, chunk: in
         raise UserError(f"k = {k} with {len(bank)} training patches: expected 1 to {len(bank)}.")
     if distance not in ("cosine", "L2"):
         raise UserError(f"distance = {distance!r} is none of cosine, L2.")
-    if distance == "cosine":
-        queries, bank = F.normalize(queries, dim=1), F.normalize(bank, dim=1)
-    found = []
-    for part in queries.split(QUERY_CHUNK):
-        best: Tensor | None = None
-        where: Tensor | None = None
-        for start in range(0, len(bank), chunk):
-            block = bank[start : start + chunk]
-            closeness = part @ block.T
-            if distance == "L2":  # the query's own length orders nothing
-                closeness = 2 * closeness - block.square().sum(dim=1)
+    cosine = distance == "cosine"
+    if cosine:
+        queries = F.normalize(queries, dim=1)
+    parts = queries.to(dtype).split(QUERY_CHUNK)
+    best: list[tuple[Tensor, Tensor] | None] = [None] * len(parts)
+    for start in range(0, len(bank), chunk):
+        block = bank[start : start + chunk].to(queries.device)
+        block = (F.normalize(block, dim=1) if cosine else block).to(dtype)
+        lengths = 0 if cosine else block.square().sum(dim=1)
+        for number, part in enumerate(parts):
+            # The query's own length orders nothing.
+            closeness = part @ block.T if cosine else 2 * (part @ block.T) - lengths
             values, places = closeness.topk(min(k, len(block)), dim=1)
-            if best is not None and where is not None:
-                values, places = torch.cat([best, values], dim=1), torch.cat([where, places + start], dim=1)
+            places += start
+            known = best[number]
+            if known is not None:
+                values, places = torch.cat([known[0], values], dim=1), torch.cat([known[1], places], dim=1)
                 values, order = values.topk(min(k, values.shape[1]), dim=1)
                 places = places.gather(1, order)
-            best, where = values, places
-        assert where is not None
-        found.append(where)
+            best[number] = values, places
+    return torch.cat([found[1] for found in best if found is not None]) if parts else torch.empty(0, k)
+
+
+def vote(labels: Tensor, neighbours: Tensor, never: Sequence[int] = ()) -> Tensor:
+    """At each place the most frequent label ``(M, p * p)`` of neighbours' pixels.
+
+    Args:
+        labels: ``(N, p * p)`` of the bank's pixels.
+        neighbours: ``(M, k)`` of the bank.
+        never: labels that are not predicted where another is there; the reference predicts ignored ones too.
+    """
+    ignored, last = {*never}, int(labels.max()) + 1
+    found = []
+    for places in neighbours.to(labels.device).split(QUERY_CHUNK):
+        chosen = labels[places].long()  # (m, k, p * p)
+        rows = chosen.transpose(1, 2).reshape(-1, places.shape[1])
+        winner = most_frequent(rows)
+        if ignored:
+            counted = torch.where(is_kept(rows, never), rows, last)
+            other = most_frequent_but(counted, last)
+            winner = torch.where(other == last, winner, other)
+        found.append(winner.view(len(places), -1))
     return torch.cat(found)
 
 
@@ -120,29 +152,8 @@ def knn_predict(
     never: Sequence[int] = (),
     chunk: int = BANK_CHUNK,
 ) -> Tensor:
-    """Labels ``(M, p * p)`` of the queries' pixels: at each place the most frequent label of the k nearest patches.
-
-    Args:
-        queries: ``(M, D)``.
-        bank: ``(N, D)``.
-        labels: ``(N, p * p)`` of the bank's pixels.
-        k: neighbours.
-        distance: cosine or L2.
-        never: labels that are not predicted where another is there; the reference predicts ignored ones too.
-        chunk: bank patches that are searched at once.
-    """
-    chosen = labels.long()[nearest(queries, bank, k, distance, chunk)]  # (M, k, p * p)
-    if len(never):
-        # Ignored labels lose to any other: they are counted as one behind all, which is put back where nothing else is.
-        ignored = ~is_kept(chosen, never)
-        last = int(labels.max()) + 1
-        counted = torch.where(ignored, last, chosen)
-        rows = counted.transpose(1, 2).reshape(-1, k)
-        without = most_frequent_but(rows, last)
-        return torch.where(without == last, most_frequent(chosen.transpose(1, 2).reshape(-1, k)), without).view(
-            len(queries), -1
-        )
-    return most_frequent(chosen.transpose(1, 2).reshape(-1, k)).view(len(queries), -1)
+    """Labels ``(M, p * p)`` of the queries' pixels: :func:`vote` of the `k` :func:`nearest` patches."""
+    return vote(labels, nearest(queries, bank, k, distance, chunk), never)
 
 
 def most_frequent_but(labels: Tensor, but: int, chunk: int = 65_536) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from mmcv.transforms import BaseTransform
 from mmengine.registry import TRANSFORMS
 
+from adpe.data.multicrop import IMAGENET_MEAN, IMAGENET_STD
 from adpe.evaluations.probe_augmentation import crop_offset, distort, draw_distortion, resized_size
 
 
@@ -79,3 +80,34 @@ class AdPEProbeDistortion(BaseTransform):
         distorted = distort(image, draw_distortion(_generator())).numpy()
         results["img"] = np.ascontiguousarray(distorted.transpose(1, 2, 0)[..., ::-1])
         return results
+
+
+@TRANSFORMS.register_module()
+class AdPESquash(BaseTransform):
+    """Image and label map at one square size, aspect ratio not kept, for evaluations on patch features (CAPI).
+
+    The image is bicubic with antialias and normalised, labels are nearest. It ends a pipeline: the result is
+    ``inputs`` (3, size, size) float32 and ``data_samples`` with ``img_path`` and ``label`` (size, size) uint8, the
+    values of the file: what ``reduce_zero_label`` took away is put back, unlabelled pixels being 0.
+
+    Args:
+        size: pixels.
+        mean: of the channels, RGB in [0, 1].
+        std: likewise.
+    """
+
+    def __init__(
+        self, size: int, mean: tuple[float, ...] = IMAGENET_MEAN, std: tuple[float, ...] = IMAGENET_STD
+    ) -> None:
+        self.size, self.mean, self.std = size, tuple(mean), tuple(std)
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        size = (self.size, self.size)
+        image = mmcv.imresize(results["img"], size, interpolation="bicubic", backend="pillow")
+        labels = mmcv.imresize(results["gt_seg_map"], size, interpolation="nearest", backend="pillow")
+        if results.get("reduce_zero_label"):
+            labels = np.where(labels == 255, 0, labels + 1)
+        pixels = np.ascontiguousarray(image[..., ::-1].transpose(2, 0, 1))
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (self.mean, self.std))
+        sample = {"img_path": results["img_path"], "label": torch.from_numpy(labels.astype(np.uint8))}
+        return {"inputs": (torch.from_numpy(pixels) / 255 - mean) / std, "data_samples": sample}

@@ -52,6 +52,7 @@ METRICS: dict[str, Metric] = {
     "top5": Metric("top-5"),
     "mAcc": Metric("mean accuracy"),
     "aAcc": Metric("pixel accuracy"),
+    "mIoU_ignored_predicted": Metric("mIoU, ignored labels predicted"),
     **{
         f"{kind}_mAP{suffix}": Metric(f"{label} AP{shown}", scale=100.0)
         for kind, label in (("bbox", "box"), ("segm", "mask"))

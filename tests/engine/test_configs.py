@@ -38,12 +38,10 @@ LAUNCHER = {
 
 # Nothing is trained by the Runner.
 FROZEN = (
-    "configs/cifar10_knn.py",
-    "configs/cifar10_linear.py",
-    "configs/cifar10_positions.py",
-    "configs/imagenet_knn_vitb.py",
+    "configs/ade20k_knn_vitb.py", "configs/cifar10_knn.py", "configs/cifar10_linear.py",
+    "configs/cifar10_positions.py", "configs/demo/knn_segmentation.py", "configs/imagenet_knn_vitb.py",
     "configs/imagenet_positions_vitb.py",
-)
+)  # fmt: skip
 
 
 def sources(path: Path) -> Iterator[ast.Module]:
