@@ -6,4 +6,5 @@ EVALUATIONS = {
     "knn": "adpe.evaluations.knn:KNN",
     "knn_segmentation": "adpe.evaluations.knn_segmentation:PatchSegmentation",
     "linear_probe": "adpe.evaluations.linear_probe:LinearProbe",
+    "positions": "adpe.evaluations.positions:Positions",
 }

@@ -99,6 +99,9 @@ class PretrainingMethod(nn.Module):
             raise TypeError(f"{type(self).__name__} has no paramwise_cfg {', '.join(sorted(options))}.")
         return decay_groups(self, lr, weight_decay)
 
+    def before_step(self, progress: Progress) -> None:
+        """Runs before every optimiser step, after clipping: gradients may be dropped."""
+
     def after_step(self, progress: Progress) -> None:
         """Runs after every optimiser step, on every process: a projection, a teacher's moving average."""
 

@@ -20,22 +20,29 @@ def compare_step(
     rename: Rename,
     outputs: Mapping[str, tuple[Tensor, Tensor]],
     exact: Mapping[str, tuple[Tensor, Tensor]] | None = None,
+    recorded_only: bool = False,
 ) -> CaseResult:
     """Loss, outputs, masks and gradients of one pass against ``output.*`` and ``grad.*``.
 
     Args:
-        case: with ``output.loss`` and ``grad.*``.
+        case: with ``output.loss`` and, unless it has no gradients, ``grad.*``.
         model: whose gradients are compared.
         loss: scalar, not yet propagated.
         rename: the reference's names to ours.
         outputs: pairs of ours and theirs to the case's tolerance.
         exact: pairs that have to be equal, such as masks and indices.
+        recorded_only: compare the gradients that are recorded, of a case that records a part of them.
     """
-    loss.backward()
-    ours = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    gradients, remark = compare_gradients(ours, rename(case.group("grad.")))
     pairs = {"loss": (loss, case.arrays["output.loss"]), **outputs}
-    errors = {"outputs": largest_error(relative_error(*pair) for pair in pairs.values()), "gradients": gradients}
+    errors = {"outputs": largest_error(relative_error(*pair) for pair in pairs.values())}
+    theirs, remark = case.group("grad."), ""
+    if theirs:
+        loss.backward()
+        ours = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        wanted = rename(theirs)
+        if recorded_only:
+            ours = {name: gradient for name, gradient in ours.items() if name in wanted}
+        errors["gradients"], remark = compare_gradients(ours, wanted)
     if exact:
         errors["exact"] = largest_error(relative_error(*pair) for pair in exact.values())
     return case.result(errors, remark)

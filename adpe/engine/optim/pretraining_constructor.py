@@ -37,6 +37,7 @@ class AdPEPretrainingConstructor:
         except TypeError as error:
             raise UserError(f"optim_wrapper.paramwise_cfg: {error}") from None
         optimizer = OPTIMIZERS.build({**self.optimizer_cfg, "params": groups})
+        optimizer.register_step_pre_hook(lambda *_: method.before_step(training_progress()))
         # After real steps alone: accumulation and skipped fp16 steps come by themselves.
         optimizer.register_step_post_hook(lambda *_: method.after_step(training_progress()))
         config = {"type": "OptimWrapper", **self.wrapper_cfg, "optimizer": optimizer}
