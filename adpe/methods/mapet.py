@@ -45,13 +45,15 @@ class Order(NamedTuple):
         """Of permutations ``(B, N)`` of token numbers: `least` of them are context.
 
         Raises:
-            ValueError: if that leaves nothing to predict.
+            ValueError: if that leaves nothing to predict, or to score.
         """
         count = permutation.shape[1]
         if not 1 <= least < count:
             raise ValueError(
                 f"least={least} of {count} tokens: expected at least the class token, and some to predict."
             )
+        if upper is not None and upper < least:
+            raise ValueError(f"upper={upper}: predicted tokens have at least {least} predecessors, so that none counts.")
         rank = permutation.argsort(dim=1)
         predicted = permutation[:, least:].sort(dim=1).values
         scored = torch.ones_like(predicted, dtype=torch.bool)
@@ -132,8 +134,6 @@ class MaPeT(PretrainingMethod):
             raise ValueError(f"color_jitter={color_jitter} must be at least 0 and below 1.")
         if encoder.pos_embed is None:
             raise ValueError("MaPeT needs learned positions: set learned_pos_embed=True.")
-        if upper is not None and upper < 1:
-            raise ValueError(f"upper={upper}: no predicted patch has so few predecessors.")
         if not vocabulary or vocabulary < 2:
             raise ValueError(f"vocabulary={vocabulary}: set model.tokenizer, or a number of tokens.")
         self.vocabulary, self.least, self.upper = vocabulary, least, upper

@@ -121,7 +121,7 @@ def test_wrong_turns_differ_as_the_page_says():
     epochs = json.loads((GOLDENS / "meta.json").read_text())["cases"]["masks"]["cases"]["regular"]["epochs"]
     recorded = torch.from_numpy(arrays["output.regular.hidden"]).bool()
     early = [part_mask(*given, 0.75, part_share(epoch - 1, 800)).hidden for epoch in epochs]
-    wrong = torch.stack(early) & ~recorded
+    wrong = torch.stack(early) ^ recorded
     assert int(wrong.sum()) == 18
 
 
