@@ -53,7 +53,7 @@ class Order(NamedTuple):
                 f"least={least} of {count} tokens: expected at least the class token, and some to predict."
             )
         if upper is not None and upper < least:
-            raise ValueError(f"upper={upper}: predicted tokens have at least {least} predecessors, so that none counts.")
+            raise ValueError(f"upper={upper}: every predicted token has at least {least} predecessors: none counts.")
         rank = permutation.argsort(dim=1)
         predicted = permutation[:, least:].sort(dim=1).values
         scored = torch.ones_like(predicted, dtype=torch.bool)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,6 +19,7 @@ from adpe.errors import UserError
 from adpe.files import atomic_write
 from adpe.leaderboard.records import file_sha256
 from adpe.methods.kmeans import nearest_centroid
+from adpe.models.layers import Block
 from adpe.models.vit import VisionTransformer
 
 _TOOL = "tools/make_centroids.py"
@@ -102,7 +104,7 @@ class HeadTokenizer(Tokenizer):
 
     @torch.no_grad()
     def tokens(self, images: Tensor) -> Tensor:
-        encoder, last = self.encoder, self.encoder.blocks[-1]
+        encoder, last = self.encoder, cast(Block, self.encoder.blocks[-1])
         with torch.autocast(images.device.type, enabled=False):
             x, _ = encoder.embed(images.float())
             for block in encoder.blocks[:-1]:
