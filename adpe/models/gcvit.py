@@ -347,7 +347,8 @@ class GCViT(nn.Module):
         """``(B, 3, H, W)`` to the four maps ``(B, h, w, C)`` before each downsampling, without a norm."""
         x = self.patch_embed(images)
         maps = []
-        for stage in self.levels:
+        levels: Any = self.levels
+        for stage in levels:
             x = stage(x, self.grad_checkpointing)
             maps.append(x)
             if stage.downsample is not None:
