@@ -103,9 +103,8 @@ def test_rates_of_a_training():
 
 def test_the_encoder_needs_groups_of_its_own(tmp_path: Path):
     """With another constructor it would warm up with the heads."""
-    with pytest.raises(AssertionError):
-        run(tmp_path, "max_iters=2", "optim_wrapper.constructor=DefaultOptimWrapperConstructor",
-            "optim_wrapper.paramwise_cfg=None")  # fmt: skip
+    other = ["optim_wrapper.constructor=DefaultOptimWrapperConstructor", "optim_wrapper.paramwise_cfg=None"]
+    assert start(tmp_path, "max_iters=2", *other) == 2
 
 
 def test_a_query_attends_inside_of_its_mask_alone():
@@ -154,15 +153,13 @@ def test_the_right_masks_have_no_loss_and_are_matched():
     logits = torch.stack([masks[1], masks[0], masks[0] & False])[None].float() * 100 - 50
     classes = torch.full((1, 3, 4), -50.0)
     classes[0, [0, 1, 2], [0, 2, 3]] = 50.0
-    criterion = MaskCriterion(3, num_points=200)
+    criterion = MaskCriterion(3, num_points=400, importance_sample_ratio=0.0)
     torch.manual_seed(0)
     ((rows, columns),) = criterion.match([Prediction(logits, classes)], [target])[0]
     assert (rows.tolist(), columns.tolist()) == ([0, 1], [1, 0])
     (losses,) = criterion([Prediction(logits, classes)], [target])
-    # Points are drawn where the mask is least certain, at its border, between pixels.
-    assert float(losses["classes"]) < 1e-6 and float(losses["dice"]) < 0.3
-    (wrong,) = criterion([Prediction(-logits, classes)], [target])
-    assert float(wrong["dice"]) > 1.5 * float(losses["dice"]) and float(wrong["mask"]) > 10 * float(losses["mask"])
+    (wrong,) = criterion([Prediction(logits.flip(-1), classes)], [target])
+    assert float(losses["classes"]) < 1e-6 and float(losses["dice"]) < 0.2 < 0.3 < float(wrong["dice"])
 
 
 def test_points_lie_at_the_centres_of_pixels():
@@ -240,14 +237,18 @@ def test_jitter_changes_colours_within_its_spans():
     assert 100 in values and len(values) > 5 and 100 * (1 - 32 / 255) - 1 <= min(values) <= max(values) <= 113
 
 
-def run(tmp_path: Path, *options: str) -> dict[str, Any]:
+def start(tmp_path: Path, *options: str) -> int:
     write_scenes(tmp_path / "data", num_train=48, num_val=16, num_unlabelled=2, size=48)
     encoder = adpe.create_encoder("adpe_vit_tiny_patch8", embed_dim=64, depth=4, num_heads=2, img_size=48)
     tensors = {f"encoder.{name}": tensor for name, tensor in encoder.state_dict().items()}
     adpe.save_checkpoint(tensors, tmp_path / "encoder.safetensors")
     given = [f"data_root={tmp_path / 'data'}", f"pretrained={tmp_path / 'encoder.safetensors'}", "record.method=none"]
     work = ["--work-dir", str(tmp_path / "run"), "--cfg-options", *given, *options]
-    assert train_main([str(ROOT / "configs" / "demo" / "eomt.py"), *work]) == 0
+    return train_main([str(ROOT / "configs" / "demo" / "eomt.py"), *work])
+
+
+def run(tmp_path: Path, *options: str) -> dict[str, Any]:
+    assert start(tmp_path, *options) == 0
     return json.loads((tmp_path / "run" / "record.jsonl").read_text().splitlines()[-1])
 
 

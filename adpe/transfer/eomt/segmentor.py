@@ -235,8 +235,8 @@ class AdPEMaskAnnealingHook(Hook):
     def before_train(self, runner: Any) -> None:
         if not all("encoder" in group for group in runner.optim_wrapper.optimizer.param_groups):
             raise UserError(
-                "optim_wrapper.constructor: EoMT needs AdPEEoMTOptimWrapperConstructor, whose groups tell the encoder's "
-                "rates from the others."
+                "optim_wrapper.constructor: EoMT needs AdPEEoMTOptimWrapperConstructor, whose groups tell the "
+                "encoder's rates from the others."
             )
         check_annealing(self.starts, self.ends, unwrapped(runner.model).decode_head.joined_blocks)
 
