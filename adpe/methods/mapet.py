@@ -229,6 +229,9 @@ class MaPeT(PretrainingMethod):
             return f"under half of the {self.vocabulary} tokens occur: make a tokenizer of fewer."
         return None
 
+    def made_with(self) -> dict[str, Any]:
+        return {} if self.tokenizer is None else {"tokenizer": self.tokenizer.origin}
+
     def scalars(self) -> dict[str, float]:
         total = self.used.sum().clamp(min=1).double()
         shares = self.used[self.used > 0].double() / total

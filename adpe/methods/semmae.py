@@ -121,6 +121,9 @@ class PartMasks(MAE):
             return f"model.parts: {used} of {len(shares)} parts have {_LEAST_PART:.1%} of the patches: take fewer."
         return None
 
+    def made_with(self) -> dict[str, Any]:
+        return {} if self.labeller is None else {"parts": self.labeller.origin}
+
     def scalars(self) -> dict[str, float]:
         total = max(int(self.part_counts.sum()), 1)
         largest = float(self.part_counts.max()) / total if len(self.part_counts) else 0.0

@@ -6,6 +6,7 @@ A tokenizer is a frozen module with ``tokens(images) -> (B, L)``, `vocabulary` a
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import cast
@@ -19,10 +20,12 @@ from adpe.errors import UserError
 from adpe.files import atomic_write
 from adpe.leaderboard.records import file_sha256
 from adpe.methods.kmeans import nearest_centroid
+from adpe.methods.part_attention import PartAttention
 from adpe.models.layers import Block
 from adpe.models.vit import VisionTransformer
 
 _TOOL = "tools/make_centroids.py"
+_KEY = "adpe.tokenizer"  # of the file's metadata
 
 
 class Tokenizer(nn.Module):
@@ -32,13 +35,12 @@ class Tokenizer(nn.Module):
         encoder: of the suite.
 
     Attributes:
-        description: kind, vocabulary, and method and hash of the encoder, for logs and pictures.
+        origin: kind and hash of its file, vocabulary, and method and hash of the encoder, for records.
     """
-
-    description: str = ""
 
     def __init__(self, encoder: VisionTransformer) -> None:
         super().__init__()
+        self.origin: dict[str, str | int | None] = {}
         self.encoder = encoder.eval().requires_grad_(False)
 
     @property
@@ -115,26 +117,50 @@ class HeadTokenizer(Tokenizer):
             return (own / own.sum(dim=-1, keepdim=True)).argmax(dim=1)
 
 
+class AttentionTokenizer(Tokenizer):
+    """The part whose map, of :class:`adpe.methods.part_attention.PartAttention`, is the largest there.
+
+    Args:
+        encoder: of the suite, with one class token.
+        attention: trained on its tokens.
+    """
+
+    def __init__(self, encoder: VisionTransformer, attention: PartAttention) -> None:
+        super().__init__(encoder)
+        self.attention = attention.eval().requires_grad_(False)
+
+    @property
+    def vocabulary(self) -> int:
+        return self.attention.count
+
+    @torch.no_grad()
+    def tokens(self, images: Tensor) -> Tensor:
+        with torch.autocast(images.device.type, enabled=False):
+            return self.attention(self.encoder.forward_features(images.float())).argmax(dim=1)
+
+
 @torch.no_grad()
 def patch_features(encoder: VisionTransformer, images: Tensor) -> Tensor:
     """Patch tokens ``(B, L, D)`` float32 after the final norm."""
     return encoder.forward_features(images)[:, encoder.num_prefix_tokens :].float()
 
 
-def save_tokenizer(path: str | Path, encoder: str | Path, centroids: Tensor | None = None) -> None:
+def save_tokenizer(path: str | Path, tokenizer: Tokenizer, encoder: str | Path) -> None:
     """Write the file that :func:`load_tokenizer` reads.
 
     Args:
         path: of the file.
-        encoder: path of the encoder; its hash is written too.
-        centroids: ``(K, D)`` of k-means; None takes the heads of the encoder's attention.
+        tokenizer: whose encoder is not in the file.
+        encoder: path of that encoder; its hash is written too.
     """
     from safetensors.torch import save_file
 
-    said = {"kind": "heads" if centroids is None else "kmeans", "encoder": str(Path(encoder).resolve())}
-    tensors = {} if centroids is None else {"centroids": centroids.contiguous().cpu()}
+    kind = next(name for name, cls in _KINDS.items() if type(tokenizer) is cls)
+    tensors = {n: t.contiguous().cpu() for n, t in tokenizer.state_dict().items() if not n.startswith("encoder.")}
+    said = {"kind": kind, "encoder": str(Path(encoder).resolve()), "encoder_sha256": file_sha256(encoder)}
     with atomic_write(Path(path)) as temporary:
-        save_file(tensors, temporary, {**said, "encoder_sha256": file_sha256(encoder)})
+        # One entry: safetensors keeps no order of several, and equal files should have equal hashes.
+        save_file(tensors, temporary, {_KEY: json.dumps(said, sort_keys=True)})
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
@@ -148,11 +174,11 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
 
     try:
         with safe_open(path, "pt") as opened:
-            said = dict(opened.metadata() or {})
-            centroids = opened.get_tensor("centroids") if said.get("kind") == "kmeans" else None
-    except (OSError, SafetensorError) as error:
+            said = json.loads((opened.metadata() or {}).get(_KEY, "{}"))
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"{path} is no file of tokens or parts ({error}): make it by {_TOOL}.") from None
-    if said.get("kind") not in ("kmeans", "heads") or not {"encoder", "encoder_sha256"} <= said.keys():
+    if not isinstance(said, dict) or said.get("kind") not in _KINDS or not {"encoder", "encoder_sha256"} <= said.keys():
         raise UserError(f"{path} does not say its kind and its encoder: make it by {_TOOL}.")
     source = said["encoder"]
     if not Path(source).is_file():
@@ -165,17 +191,35 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     own = tuple(map(tuple, (described.mean or IMAGENET_MEAN, described.std or IMAGENET_STD)))
     if own != (IMAGENET_MEAN, IMAGENET_STD):
         raise UserError(f"{source}: trained on mean and std {own}, expected those of ImageNet, which crops here have.")
-    encoder = load_encoder(source, verbose=False)
-    tokenizer: Tokenizer
-    if centroids is None:
-        tokenizer = HeadTokenizer(encoder)
-    elif centroids.ndim != 2 or len(centroids) < 2 or encoder.embed_dim != centroids.shape[1]:
-        raise UserError(f"{path}: centroids {tuple(centroids.shape)}, expected (K, {encoder.embed_dim}) of {source}.")
-    else:
-        tokenizer = KMeansTokenizer(encoder, centroids.float())
-    method = described.method or "an unnamed method"
-    tokenizer.description = f"{said['kind']} of {method} {said['encoder_sha256'][:8]}, {tokenizer.vocabulary}"
+    tokenizer = _build(said["kind"], load_encoder(source, verbose=False), tensors, path)
+    tokenizer.origin = {
+        "kind": said["kind"], "vocabulary": tokenizer.vocabulary, "file_sha256": file_sha256(path),
+        "encoder_method": described.method, "encoder_sha256": said["encoder_sha256"],
+    }  # fmt: skip
     return tokenizer
+
+
+def _build(kind: str, encoder: VisionTransformer, tensors: dict[str, Tensor], path: str | Path) -> Tokenizer:
+    if kind == "heads":
+        return HeadTokenizer(encoder)
+    width = encoder.embed_dim
+    if kind == "kmeans":
+        centroids = tensors.get("centroids", torch.empty(0))
+        if centroids.ndim != 2 or len(centroids) < 2 or centroids.shape[1] != width:
+            raise UserError(
+                f"{path}: centroids {tuple(centroids.shape)}, expected (K, {width}), as the encoder's width."
+            )
+        return KMeansTokenizer(encoder, centroids.float())
+    count = len(tensors.get("attention.token.bias", ())) // width
+    attention = PartAttention(width, max(count, 1), encoder.patch_embed.proj.in_channels * encoder.patch_size**2)
+    try:
+        attention.load_state_dict({name.removeprefix("attention."): tensor for name, tensor in tensors.items()})
+    except RuntimeError as error:
+        raise UserError(f"{path}: attention of another encoder's width {width} or patches ({error}).") from None
+    return AttentionTokenizer(encoder, attention)
+
+
+_KINDS = {"kmeans": KMeansTokenizer, "heads": HeadTokenizer, "attention": AttentionTokenizer}
 
 
 def usage(tokens: Tensor, vocabulary: int) -> tuple[float, float]:

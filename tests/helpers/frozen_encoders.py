@@ -8,7 +8,7 @@ import torch
 
 from adpe.checkpoints.loading import save_checkpoint
 from adpe.methods.kmeans import kmeans, random_points
-from adpe.methods.tokenizers import patch_features, save_tokenizer
+from adpe.methods.tokenizers import HeadTokenizer, KMeansTokenizer, Tokenizer, patch_features, save_tokenizer
 from adpe.models.specification import specification_of
 from adpe.models.vit import VisionTransformer
 
@@ -28,11 +28,12 @@ def tokenizer_file(folder: Path, count: int | None = 5, **options) -> Path:
     from adpe.checkpoints.loading import load_encoder
 
     encoder = small_encoder(folder, **options)
-    centroids = None
+    frozen = load_encoder(encoder, verbose=False).eval()
+    tokenizer: Tokenizer = HeadTokenizer(frozen)
     if count:
         generator = torch.Generator().manual_seed(0)
         images = torch.randn(16, 3, 32, 32, generator=generator)
-        points = patch_features(load_encoder(encoder, verbose=False).eval(), images).flatten(0, 1)
-        centroids = kmeans(points, random_points(points, count, generator), 10)
-    save_tokenizer(folder / "tokens.safetensors", encoder, centroids)
+        points = patch_features(frozen, images).flatten(0, 1)
+        tokenizer = KMeansTokenizer(frozen, kmeans(points, random_points(points, count, generator), 10))
+    save_tokenizer(folder / "tokens.safetensors", tokenizer, encoder)
     return folder / "tokens.safetensors"

@@ -19,7 +19,9 @@ from small_pretraining import resumes_exactly, steps, train_small, trains_in_bfl
 from torch import nn
 
 import adpe
+from adpe.checkpoints.loading import load_encoder
 from adpe.errors import UserError
+from adpe.leaderboard.records import file_sha256
 from adpe.methods.base import Progress
 from adpe.methods.mapet import MaPeT, Order
 from adpe.methods.pixels import jitter_colors
@@ -97,6 +99,14 @@ def test_two_steps_through_the_launcher(tmp_path: Path):
     with safe_open(tmp_path / "work" / "encoder.safetensors", framework="pt") as file:
         assert all(key.startswith("encoder.") for key in [*file.keys()])
         assert json.loads(next(iter(file.metadata().values())))["method"] == "MaPeT"
+    loaded = load_encoder(tmp_path / "work" / "encoder.safetensors", verbose=False)
+    assert torch.equal(loaded.blocks[0].ls1.gamma, state["model.encoder.blocks.0.ls1.gamma"])
+    assert torch.equal(loaded.pos_embed, state["model.encoder.pos_embed"])
+    record = json.loads((tmp_path / "work" / "record.jsonl").read_text().splitlines()[-1])
+    assert record["made_with"]["tokenizer"] == {
+        "kind": "kmeans", "vocabulary": 8, "encoder_method": "MAE", "file_sha256": file_sha256(tokens),
+        "encoder_sha256": file_sha256(tmp_path / "frozen.safetensors"),
+    }  # fmt: skip
     assert {"train/loss", "train/accuracy"} <= set(runner.message_hub.log_scalars)
 
 
