@@ -207,5 +207,8 @@ def draw_readout(found: Readout) -> Figure:
     right.plot(blocks[1:], found.distance.mean(1), marker="o")
     right.axhline(found.uniform, color="grey", linestyle=":")
     right.set_xlabel("block")
-    right.set_ylabel("attention distance, patches (dotted: uniform)")
+    right.set_ylabel("attention distance in patches")
+    right.set_title("heads, their mean, uniform attention (dotted)", fontsize=9)
+    for axis, first in ((left, 0), (right, 1)):
+        axis.set_xticks(blocks[first:])
     return figure
