@@ -11,7 +11,7 @@ from benchmarks.speed import method_cost
 MAE, PARTS, TOKENS = (f"configs/pretrain/cifar10_{name}.py" for name in ("mae", "semmae", "mapet"))
 
 
-@pytest.mark.slow(seconds=15)
+@pytest.mark.slow(15)
 def test_costs_of_methods_with_frozen_encoders():
     found = method_cost.costs([MAE, PARTS, TOKENS], 1, 1, torch.device("cpu"))
     assert list(found) == [MAE, PARTS, TOKENS]
