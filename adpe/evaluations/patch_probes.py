@@ -185,10 +185,13 @@ class Logistic(NamedTuple):
     intercept: np.ndarray
     classes: np.ndarray
 
+    def scores(self, features: Tensor) -> Tensor:
+        """Logits ``(M, classes)`` float64 of features ``(M, D)``, on the CPU."""
+        return torch.from_numpy(features.double().cpu().numpy() @ self.coefficient.T + self.intercept)
+
     def predict(self, features: Tensor) -> Tensor:
         """The label ``(M,)`` of every patch ``(M, D)``."""
-        scores = features.double().cpu().numpy() @ self.coefficient.T + self.intercept
-        return torch.from_numpy(self.classes[scores.argmax(axis=1)])
+        return torch.from_numpy(self.classes)[self.scores(features).argmax(dim=1)]
 
 
 def fit_logistic(features: Tensor, labels: Tensor, c: float, iterations: int = 20_000) -> Logistic:
