@@ -6,5 +6,6 @@ EVALUATIONS = {
     "knn": "adpe.evaluations.knn:KNN",
     "knn_segmentation": "adpe.evaluations.knn_segmentation:PatchSegmentation",
     "linear_probe": "adpe.evaluations.linear_probe:LinearProbe",
+    "logistic": "adpe.evaluations.logistic:LogisticProbe",
     "positions": "adpe.evaluations.positions:Positions",
 }
