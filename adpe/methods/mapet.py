@@ -158,7 +158,7 @@ class MaPeT(PretrainingMethod):
         if self.tokenizer is None:
             raise UserError("MaPeT: model.tokenizer is not set: make the file by tools/make_centroids.py.")
         tokens = self.tokenizer.tokens(images)
-        self.used.add_(torch.bincount(tokens.flatten(), minlength=self.vocabulary))
+        self.used.scatter_add_(0, tokens.flatten(), torch.ones_like(tokens).flatten())
         order = self.draw(images)
         if self.color_jitter:
             images = jitter_colors(images, self.color_jitter)

@@ -102,7 +102,7 @@ class PartMasks(MAE):
         kinds = self.labeller.vocabulary
         if noise is None:
             if self.training:
-                self.part_counts += torch.bincount(parts.flatten(), minlength=kinds)
+                self.part_counts.scatter_add_(0, parts.flatten(), torch.ones_like(parts).flatten())
             noise = torch.rand(parts.shape, device=images.device)
             part_noise = torch.rand(len(images), kinds, device=images.device)
         else:
