@@ -61,7 +61,7 @@ class AdPEEoMTJitter(BaseTransform):
 
 @TRANSFORMS.register_module()
 class AdPEEoMTCrop(BaseTransform):
-    """Scale jitter, padding and a random crop, drawn again while no labelled pixel is left in it.
+    """Scale jitter, padding and a random crop, which is drawn again while no labelled pixel is left in it.
 
     The image is scaled by what fits it into the crop, times u in `ratio_range`, padded with 0 at bottom and right
     (labels with 255), and cropped. None, for which mmengine takes another image, after 100 crops without a label.
@@ -77,22 +77,20 @@ class AdPEEoMTCrop(BaseTransform):
     def transform(self, results: dict[str, Any]) -> dict[str, Any] | None:
         rng = _generator()
         image, labels = results["img"], results["gt_seg_map"]
+        fits = min(crop / side for crop, side in zip(self.crop_size, image.shape[:2], strict=True))
+        factor = fits * rng.uniform(*self.ratio_range)
+        size = max(int(image.shape[0] * factor), 1), max(int(image.shape[1] * factor), 1)
+        labels = _resized(labels, size, "nearest")
+        rooms = [max(side - crop, 0) for side, crop in zip(size, self.crop_size, strict=True)]
         for _ in range(_ATTEMPTS):
-            size, (top, left) = self._draw(rng, image.shape[:2])
-            seen = self._cut(_resized(labels, size, "nearest"), top, left, _IGNORED)
+            top, left = (int(rng.integers(room + 1)) for room in rooms)
+            seen = self._cut(labels, top, left, _IGNORED)
             if (seen != _IGNORED).any():
                 results["img"] = self._cut(_resized(image, size, "bilinear"), top, left, 0)
                 results["gt_seg_map"] = seen
                 results["img_shape"] = self.crop_size
                 return results
         return None
-
-    def _draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> tuple[tuple[int, int], tuple[int, int]]:
-        fits = min(self.crop_size[0] / shape[0], self.crop_size[1] / shape[1])
-        factor = fits * rng.uniform(*self.ratio_range)
-        size = max(int(shape[0] * factor), 1), max(int(shape[1] * factor), 1)
-        rooms = [max(side - crop, 0) for side, crop in zip(size, self.crop_size, strict=True)]
-        return size, (int(rng.integers(rooms[0] + 1)), int(rng.integers(rooms[1] + 1)))
 
     def _cut(self, pixels: np.ndarray, top: int, left: int, fill: int) -> np.ndarray:
         part = pixels[top : top + self.crop_size[0], left : left + self.crop_size[1]]
