@@ -1,7 +1,7 @@
 """SemMAE (arXiv 2206.10207): which patches hide depends on the parts of the image that they belong to.
 
 Hiding drifts from three quarters of every part to whole parts. The paper's part labels come from a first stage that was
-not released; here they are those of k-means on a frozen encoder's features, or of its attention heads.
+not released; here they are found by a frozen encoder (:mod:`adpe.methods.tokenizers`) or given as maps.
 """
 
 from __future__ import annotations
@@ -70,6 +70,7 @@ class PartMasks(MAE):
         encoder: a :class:`VisionTransformer` without classes.
         parts: file of ``tools/make_centroids.py``, whose encoder finds the parts of every crop; the encoder's own
             pretraining is part of the method's cost.
+        num_parts: instead of `parts`, the number of parts of maps that the data set gives (its ``maps``).
         options: of the autoencoder.
 
     Raises:
@@ -79,30 +80,51 @@ class PartMasks(MAE):
 
     part_counts: Tensor
 
-    def __init__(self, encoder: VisionTransformer, parts: str | None = None, **options: Any) -> None:
+    def __init__(
+        self, encoder: VisionTransformer, parts: str | None = None, num_parts: int | None = None, **options: Any
+    ) -> None:
         super().__init__(encoder, **options)
+        if parts is not None and num_parts is not None:
+            raise ValueError(f"parts={parts} and num_parts={num_parts}: parts are found, or given by the data set.")
         self.labeller = None if parts is None else load_tokenizer(parts)
         if self.labeller is not None and self.labeller.patch_size != encoder.patch_size:
             raise ValueError(
                 f"parts={parts}: patches of {self.labeller.patch_size} pixels, the encoder's have {encoder.patch_size}."
             )
-        count = 0 if self.labeller is None else self.labeller.vocabulary
-        self.register_buffer("part_counts", torch.zeros(count, dtype=torch.long), persistent=count > 0)
+        self.kinds = (num_parts or 0) if self.labeller is None else self.labeller.vocabulary
+        self.register_buffer("part_counts", torch.zeros(self.kinds, dtype=torch.long), persistent=self.kinds > 0)
         self.share = 1.0
+        self._given: Tensor | None = None  # parts of the images at hand
 
     def losses(self, views: Sequence[Tensor], progress: Progress = Progress()) -> dict[str, Tensor]:  # noqa: B008
         self.share = part_share(progress.epoch, progress.epochs)
-        return super().losses(views, progress)
+        self._given = self.given_parts(views)
+        try:
+            return super().losses(views[:1], progress)
+        finally:
+            self._given = None
+
+    def given_parts(self, views: Sequence[Tensor]) -> Tensor | None:
+        """``(B * V, L)`` parts at the patches' centres of maps ``(B, V, 1, h, w)``, the second group; None without."""
+        if self.labeller is not None or not self.kinds:
+            return None
+        if len(views) < 2 or views[1].shape[2] != 1:
+            raise UserError("num_parts: no maps in the batch: set train_dataloader.dataset.maps, or model.parts.")
+        p = self.encoder.patch_size
+        return views[1].flatten(0, 2)[:, p // 2 :: p, p // 2 :: p].flatten(1).long()
 
     def random_mask(self, images: Tensor, noise: Tensor | None = None) -> Mask:
         """By the parts of `images` at the epoch's share; one order of parts where `noise` is given, drawn otherwise."""
-        if self.labeller is None:
+        if self._given is not None:
+            parts = self._given
+        elif self.labeller is not None:
+            parts = self.labeller.tokens(images)
+        else:
             raise UserError(f"{self.title}: model.parts is not set: make the file by tools/make_centroids.py.")
-        parts = self.labeller.tokens(images)
-        kinds = self.labeller.vocabulary
+        kinds = self.kinds
         if noise is None:
             if self.training:
-                self.part_counts.scatter_add_(0, parts.flatten(), torch.ones_like(parts).flatten())
+                self.part_counts.scatter_add_(0, parts.clamp(min=0).flatten(), (parts >= 0).long().flatten())
             noise = torch.rand(parts.shape, device=images.device)
             part_noise = torch.rand(len(images), kinds, device=images.device)
         else:
@@ -132,10 +154,13 @@ class PartMasks(MAE):
     def figures(self, views: Sequence[Tensor], mean: Sequence[float], std: Sequence[float]) -> dict[str, Figure]:
         from adpe.viz.patch_maps import draw_patch_maps
 
-        if self.labeller is None:
+        if not self.kinds:
             return {}
-        images = views[0][:, 0]
-        parts = self.labeller.tokens(images)
+        images, labeller = views[0][:, 0], self.labeller
+        given = self.given_parts([view[:, :1] for view in views])
+        self._given = given if labeller is None else labeller.tokens(images)
+        assert self._given is not None
+        parts = self._given
         noise = torch.rand(parts.shape, generator=torch.Generator().manual_seed(0)).to(images.device)
         maps, now = {"parts": parts.float()}, self.share
         for name, share in (("start", 1.0), ("half", 0.75), ("end", 0.0)):
@@ -143,14 +168,17 @@ class PartMasks(MAE):
             maps[f"hidden, {name}"] = self.random_mask(images, noise).hidden.float()
         self.share = now
         grid = self.encoder.patch_embed.grid(images)
-        return {**super().figures(views, mean, std), "parts": draw_patch_maps(images, maps, grid, mean, std)}
+        found = {"parts": draw_patch_maps(images, maps, grid, mean, std)}
+        found |= super().figures([images.unsqueeze(1)], mean, std)
+        self._given = None
+        return found
 
 
 class SemMAE(PartMasks):
     """MAE whose mask follows parts; arguments of :class:`PartMasks` and :class:`adpe.methods.mae.MAE`."""
 
-    def __init__(self, encoder: VisionTransformer, parts: str | None = None, **options: Any) -> None:
-        super().__init__(encoder, parts, **options)
+    def __init__(self, encoder: VisionTransformer, **options: Any) -> None:
+        super().__init__(encoder, **options)
         self._places: Tensor | None = None
 
     def loss_under(self, images: Tensor, mask: Mask, places: Tensor | None = None) -> Tensor:

@@ -13,10 +13,12 @@ pytest.importorskip("mmengine")
 from built_configs import config, meta_model
 from frozen_encoders import tokenizer_file
 from mmengine.registry import MODELS
+from PIL import Image
 from safetensors import safe_open
 from small_pretraining import resumes_exactly, steps, train_small, trains_in_bfloat16
 
 import adpe
+from adpe.data.dataset import AdPEImageDataset
 from adpe.errors import UserError
 from adpe.methods.base import Progress
 from adpe.methods.semmae import part_mask, part_share
@@ -67,6 +69,7 @@ def test_small_recipe(tmp_path: Path):
     model = MODELS.build(cfg.model).model
     assert (model.labeller.vocabulary, model.encoder.embed_dim, model.mask_ratio) == (5, 192, 0.75)
     mae = config("configs/pretrain/cifar10_mae.py")
+    assert cfg.train_dataloader.dataset.pop("maps") is None
     for key in ("train_dataloader", "param_scheduler", "train_cfg", "effective_batch"):
         assert cfg[key] == mae[key], key
     assert cfg.optim_wrapper.optimizer == mae.optim_wrapper.optimizer
@@ -151,6 +154,66 @@ def test_the_epoch_reaches_the_mask(tmp_path: Path):
     model, images = semmae(tmp_path), torch.randn(1, 1, 3, 32, 32)
     model.losses([images], Progress(0, 1, 7, 10))
     assert model.share == pytest.approx(1 - 0.8**2)
+
+
+def write_maps(folder: Path, images: list[Path], value: int = 0) -> str:
+    """Maps of four quarters."""
+    folder.mkdir()
+    field = np.kron(np.array([[0, 1], [2, 3]], dtype=np.uint8), np.ones((16, 16), dtype=np.uint8)) + value
+    for path in images:
+        Image.fromarray(field.astype(np.uint8)).save(folder / f"{path.stem}.png")
+    return str(folder)
+
+
+def test_given_maps_follow_their_crops(tmp_path: Path):
+    """Images whose colour is their part: the crops of both agree, flips and all; 255 is no part."""
+    (tmp_path / "images").mkdir()
+    quarters = np.kron(np.array([[0, 1], [2, 3]]), np.ones((16, 16)))
+    Image.fromarray((60 * quarters).astype(np.uint8)).save(tmp_path / "images" / "one.png")
+    maps = write_maps(tmp_path / "maps", [tmp_path / "one.png"])
+    dataset = AdPEImageDataset(
+        tmp_path / "images", crops={"size": 16, "num_crops": 40, "scale": (0.2, 1.0), "normalize": "device"},
+        maps={"folder": maps, "num_parts": 4},
+    )  # fmt: skip
+    crops, parts = dataset[0]["inputs"]
+    assert parts.shape == (40, 1, 16, 16)
+    agree = ((crops[:, :1].float() / 60).round() == parts).float().mean()
+    assert agree > 0.95  # bicubic filters round the borders of the quarters
+    assert len(parts.unique()) == 4
+    field = np.full((32, 32), 255, dtype=np.uint8)
+    Image.fromarray(field).save(Path(maps) / "one.png")
+    assert dataset[0]["inputs"][1].unique().tolist() == [-1]
+
+
+def test_training_on_given_maps(tmp_path: Path):
+    """At the last epoch of one, whole quarters are hidden; no frozen model is in the record."""
+    names = [tmp_path / f"{i}.png" for i in range(8)]
+    options = {"num_parts": 4, "model.decoder_depth": 1, "maps": write_maps(tmp_path / "maps", names)}
+    runner = train_small("cifar10_semmae", tmp_path, options)
+    counts = runner.model.model.part_counts
+    assert counts.sum() == 8 * 64 and (counts > 0).all()
+    assert "made_with" not in json.loads((tmp_path / "work" / "record.jsonl").read_text().splitlines()[-1])
+    model = runner.model.model
+    views = [
+        torch.randn(2, 1, 3, 32, 32),
+        quadrants(2).view(2, 1, 1, 8, 8).repeat_interleave(4, 3).repeat_interleave(4, 4),
+    ]
+    assert torch.equal(model.given_parts(views), quadrants(2))
+    assert set(model.figures(views, (0, 0, 0), (1, 1, 1))) == {"reconstructions", "parts"}
+    with pytest.raises(UserError, match=r"dataset\.maps"):
+        model.losses(views[:1])
+
+
+@pytest.mark.parametrize("fault", ["missing", "value", "size", "twice"])
+def test_maps_that_do_not_fit_are_refused(fault: str, tmp_path: Path):
+    images = [tmp_path / "images" / name for name in ("a/one.png", "b/one.png" if fault == "twice" else "b/two.png")]
+    for path in images:
+        path.parent.mkdir(parents=True)
+        Image.new("RGB", (32, 40 if fault == "size" else 32)).save(path)
+    maps = write_maps(tmp_path / "maps", images[: 1 if fault == "missing" else 2], 1 if fault == "value" else 0)
+    key = {"missing": "two.png", "value": "part 4", "size": r"\(32, 32\).*\(40, 32\)", "twice": "one"}[fault]
+    with pytest.raises(UserError, match=key):
+        AdPEImageDataset(tmp_path / "images", crops={"size": 16}, maps={"folder": maps, "num_parts": 4})[0]
 
 
 def test_parts_of_other_patches_are_refused(tmp_path: Path):
