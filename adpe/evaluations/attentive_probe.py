@@ -30,7 +30,7 @@ from adpe.evaluations.attentive_heads import (
     mae_probe_rate,
 )
 from adpe.evaluations.base import Evaluation, Result, Subject
-from adpe.evaluations.tokens import TrainingTokens, is_random, tokens_of
+from adpe.evaluations.tokens import Progress, TrainingTokens, is_random, tokens_of
 from adpe.files import atomic_write
 
 
@@ -97,7 +97,8 @@ class EfficientProbing(Evaluation):
         data = TrainingTokens(subject, "train", images, self.batch_size, self.final_norm, self.cached)
         optimizer = MAELars(head.parameters(), weight_decay=self.weight_decay)
         peak = self.blr * self.batch_size / 256
-        for epoch in range(self.epochs):
+        progress = Progress(subject, vars(self), head, optimizer)
+        for epoch in range(progress.load(), self.epochs):
             total = torch.zeros((), device=subject.device)
             for step, (tokens, labels) in enumerate(data.passing(epoch)):
                 at = epoch + step / data.steps
@@ -108,6 +109,7 @@ class EfficientProbing(Evaluation):
                 optimizer.step()
                 total += loss.detach()
             finite(total, f"epoch {epoch + 1}", "blr")
+            progress.save(epoch + 1)
             if (epoch + 1) % max(1, self.epochs // 10) == 0:
                 subject.log(f"EP: epoch {epoch + 1} of {self.epochs}, loss {float(total) / data.steps:.4f}")
         count = sum(parameter.numel() for parameter in head.parameters())
@@ -224,7 +226,8 @@ class AttentiveProbe(Evaluation):
         optimizer = torch.optim.AdamW(model.parameter_groups(self.batch_size), betas=(0.9, 0.95), eps=1e-8)
         factors = capi_factors(self.iterations, self.warmup)
         told = max(1, self.iterations // 10)
-        at = 0
+        progress = Progress(subject, vars(self), model, optimizer)
+        at = progress.load()
         while at < self.iterations:
             for tokens, labels in data.passing(at // data.steps):
                 for group in optimizer.param_groups:
@@ -241,6 +244,7 @@ class AttentiveProbe(Evaluation):
                     )
                 if at == self.iterations:
                     break
+            progress.save(at)
 
     @staticmethod
     def _split(subject: Subject, model: nn.Module, tokens: Tensor) -> Tensor:

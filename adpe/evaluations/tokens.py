@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+import json
+import pickle
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,7 +15,8 @@ from torch.utils.data import DataLoader
 
 from adpe.engine.resuming.reproducible import AdPESeededDataset
 from adpe.errors import UserError
-from adpe.evaluations.base import Subject
+from adpe.evaluations.base import Subject, weights_digest
+from adpe.files import atomic_write
 
 # Images that pass through the encoder at once.
 _CHUNK = 256
@@ -39,6 +43,44 @@ def is_random(dataset: Any) -> bool:
     """Whether the images of a data set are transformed at random, as its first ones show."""
     indices = range(min(_PROBED, len(dataset)))
     return not all(torch.equal(dataset[i]["inputs"], dataset[i]["inputs"]) for i in indices)
+
+
+class Progress:
+    """Head and optimiser between passes, in ``<work_dir>/probe.pt``: a training that was stopped goes on from them.
+
+    Everything random is a function of seed and pass, so that it ends as if it had not been stopped.
+
+    Args:
+        subject: encoder and data.
+        options: of the evaluation; a file of others, of another encoder, seed or training images is not read.
+        head: that is trained.
+        optimizer: of the head.
+    """
+
+    def __init__(self, subject: Subject, options: Mapping[str, Any], head: nn.Module, optimizer: Any) -> None:
+        self.subject, self.head, self.optimizer = subject, head, optimizer
+        self.path = subject.work_dir / "probe.pt"
+        names = hashlib.sha256("\n".join(subject.dataset("train").paths()).encode()).hexdigest()[:16]
+        self.key = f"{weights_digest(subject.model)} {subject.seed} {names} {json.dumps(options, sort_keys=True)}"
+
+    def load(self) -> int:
+        """Put back what was saved; the number of steps or passes that are done."""
+        try:
+            saved = torch.load(self.path, map_location=self.subject.device, weights_only=True)
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError):
+            return 0
+        if not isinstance(saved, dict) or saved.get("key") != self.key:
+            return 0
+        self.head.load_state_dict(saved["head"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.subject.log(f"the probe resumes after {saved['done']}, from {self.path}")
+        return int(saved["done"])
+
+    def save(self, done: int) -> None:
+        """After so many steps or passes."""
+        state = {"head": self.head.state_dict(), "optimizer": self.optimizer.state_dict()}
+        with atomic_write(self.path) as temporary:
+            torch.save({"key": self.key, "done": done, **state}, temporary)
 
 
 class TrainingTokens:

@@ -20,6 +20,7 @@ import adpe
 from adpe.engine.config import read_config
 from adpe.engine.launch import train_main
 from adpe.errors import UserError
+from adpe.evaluations import tokens
 from adpe.evaluations.attentive_heads import AttentiveHead, EfficientProbe, MAELars, ManyHeads, best_of_each_source
 from adpe.evaluations.base import build_evaluation
 from adpe.evaluations.tokens import tokens_of
@@ -93,6 +94,35 @@ def test_heads_are_chosen_on_a_tenth_of_the_training_images(data: Path, tmp_path
     for source, chosen in found["chosen"].items():
         own = [head["accuracy"] for head in found["heads"] if head["source"] == source]
         assert chosen["accuracy"] == max(own) and (chosen["accuracy"] * 6) % 1 == pytest.approx(0)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("ep", ["evaluation.batch_size=20", "evaluation.epochs=4"]),
+     ("attentive", ["evaluation.batch_size=18", "evaluation.iterations=12", "evaluation.warmup=2"])],
+)  # fmt: skip
+def test_a_stopped_training_resumes_and_ends_alike(
+    name: str, options: list[str], data: Path, tmp_path: Path, monkeypatch
+):
+    """Stopped after two passes, by what a scheduler does; the heads are equal bit by bit in the end."""
+    run(name, data, tmp_path / "whole", *options)
+    save, done = tokens.Progress.save, []
+
+    def stop(self: Any, number: int) -> None:
+        save(self, number)
+        done.append(number)
+        if len(done) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises((KeyboardInterrupt, AssertionError)):
+        patch.setattr(tokens.Progress, "save", stop)
+        run(name, data, tmp_path / "stopped", *options)
+    assert len(done) == 2
+    run(name, data, tmp_path / "stopped", *options)
+    whole, stopped = (torch.load(tmp_path / one / "probe.pt", weights_only=True) for one in ("whole", "stopped"))
+    assert whole["key"] == stopped["key"] and whole["done"] == stopped["done"] > done[-1]
+    for key, tensor in whole["head"].items():
+        assert torch.equal(tensor, stopped["head"][key]), key
 
 
 def test_tokens_before_and_after_the_final_norm(data: Path):
