@@ -175,6 +175,8 @@ class MaPeT(PretrainingMethod):
             noise = torch.rand(len(images), h * w, device=images.device)
             if self.order == "blockwise":
                 noise = noise + rectangles(torch.rand_like(noise), (h, w), 1 + h * w - least)
+        elif noise.shape != (len(images), h * w):
+            raise ValueError(f"noise must be {(len(images), h * w)}, one number per patch; got {tuple(noise.shape)}.")
         first = torch.zeros(len(images), 1, dtype=torch.long, device=images.device)
         permutation = torch.cat([first, 1 + noise.argsort(dim=1, stable=True)], dim=1)
         return Order.of(permutation, least, self.upper)
@@ -208,7 +210,18 @@ class MaPeT(PretrainingMethod):
         return (losses * order.scored.flatten()).sum() / order.scored.sum()
 
     def forward(self, images: Tensor, tokens: Tensor, noise: Tensor | None = None) -> Tensor:
-        """The loss for tokens ``(B, L)`` that are given."""
+        """The loss for tokens ``(B, L)`` that are given.
+
+        Raises:
+            ValueError: for tokens of another grid, or outside the vocabulary.
+        """
+        h, w = self.encoder.patch_embed.grid(images)
+        if tokens.shape != (len(images), h * w):
+            raise ValueError(f"tokens must be {(len(images), h * w)}, one a patch; got {tuple(tokens.shape)}.")
+        if int(tokens.min()) < 0 or int(tokens.max()) >= self.vocabulary:
+            raise ValueError(
+                f"tokens {int(tokens.min())} to {int(tokens.max())} leave the vocabulary {self.vocabulary}."
+            )
         order = self.draw(images, noise)
         return self.compare(self.predict(images, order), tokens.gather(1, order.predicted - 1), order)
 

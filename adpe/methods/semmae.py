@@ -110,6 +110,8 @@ class PartMasks(MAE):
             return None
         if len(views) < 2 or views[1].shape[2] != 1:
             raise UserError("num_parts: no maps in the batch: set train_dataloader.dataset.maps, or model.parts.")
+        if views[1].shape[-2:] != views[0].shape[-2:]:
+            raise UserError(f"maps of {tuple(views[1].shape[-2:])} pixels for crops of {tuple(views[0].shape[-2:])}.")
         p = self.encoder.patch_size
         return views[1].flatten(0, 2)[:, p // 2 :: p, p // 2 :: p].flatten(1).long()
 

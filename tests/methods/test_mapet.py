@@ -232,6 +232,13 @@ def test_training_without_tokens_is_refused():
         model.losses([torch.rand(1, 1, 3, 32, 32)])
 
 
+@pytest.mark.parametrize(("tokens", "key"), [((2, 49), "49"), ((3, 64), "3, 64"), (None, "vocabulary 8")])
+def test_tokens_of_another_grid_or_vocabulary_are_refused(tokens: tuple | None, key: str, tmp_path: Path):
+    given = torch.zeros(tokens, dtype=torch.long) if tokens else torch.full((2, 64), 8)
+    with pytest.raises(ValueError, match=key):
+        mapet(tmp_path)(torch.rand(2, 3, 32, 32), given)
+
+
 @pytest.mark.parametrize("options", [{}, {"order": "blockwise", "color_jitter": 0.4, "drop_path_rate": 0.2}])
 def test_a_resumed_step_is_equal_and_bfloat16_trains(options: dict, tmp_path: Path):
     assert resumes_exactly(mapet(tmp_path, **options), torch.randn(2, 3, 32, 32))

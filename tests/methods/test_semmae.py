@@ -202,6 +202,8 @@ def test_training_on_given_maps(tmp_path: Path):
     assert set(model.figures(views, (0, 0, 0), (1, 1, 1))) == {"reconstructions", "parts"}
     with pytest.raises(UserError, match=r"dataset\.maps"):
         model.losses(views[:1])
+    with pytest.raises(UserError, match="16, 16"):
+        model.losses([views[0], views[1][..., ::2, ::2]])
 
 
 @pytest.mark.parametrize("fault", ["missing", "value", "size", "twice"])
