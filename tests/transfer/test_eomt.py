@@ -162,6 +162,24 @@ def test_the_right_masks_have_no_loss_and_are_matched():
     assert float(losses["classes"]) < 1e-6 and float(losses["dice"]) < 0.2 < 0.3 < float(wrong["dice"])
 
 
+@pytest.mark.parametrize("drop_void", [False, True])
+def test_unlabelled_pixels_are_outside_of_all_masks_or_do_not_count(drop_void: bool):
+    labels = torch.zeros(8, 8, dtype=torch.long)
+    labels[:, 3:] = 255
+    target = targets_of(labels, 3, drop_void)
+    criterion = MaskCriterion(3, num_points=100, importance_sample_ratio=0.0)
+    torch.manual_seed(0)
+    logits, classes = torch.randn(1, 2, 8, 8), torch.zeros(1, 2, 4)
+    other = logits.clone()
+    other[..., 5:] += 7  # beyond what bilinear points on labelled pixels see
+    found = []
+    for masks in (logits, other):
+        torch.manual_seed(1)
+        (losses,) = criterion([Prediction(masks, classes)], [target])
+        found.append((float(losses["mask"]), float(losses["dice"])))
+    assert (found[0] == pytest.approx(found[1])) == drop_void
+
+
 def test_points_lie_at_the_centres_of_pixels():
     maps = torch.arange(6.0).view(1, 2, 3)
     points = torch.tensor([[[0.5 / 3, 0.25], [1.5 / 3, 0.25], [2.5 / 3, 0.75], [1 / 3, 0.25], [0.0, 0.25]]])

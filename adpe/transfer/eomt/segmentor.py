@@ -38,6 +38,7 @@ class AdPEEoMT(BaseSegmentor):
         joined_blocks: J, the last blocks, in which the queries take part.
         window: height and width of crops in training and of windows in testing, which `AdPEEoMTFit` scales for.
         criterion: options of :class:`adpe.transfer.eomt.criterion.MaskCriterion` beside the classes.
+        drop_void: leave out points on unlabelled pixels and padding; as published they lie outside of all masks.
         data_preprocessor: config.
         options: of mmseg's BaseSegmentor.
 
@@ -55,6 +56,7 @@ class AdPEEoMT(BaseSegmentor):
         joined_blocks: int = 4,
         window: tuple[int, int] = (512, 512),
         criterion: dict[str, Any] | None = None,
+        drop_void: bool = False,
         data_preprocessor: dict[str, Any] | None = None,
         **options: Any,
     ) -> None:
@@ -64,7 +66,7 @@ class AdPEEoMT(BaseSegmentor):
             self.backbone.embed_dim, self.backbone.patch_size, num_classes, num_queries, joined_blocks
         )
         self.decode_head.check(self.backbone)
-        self.num_classes, self.window = num_classes, (window[0], window[1])
+        self.num_classes, self.window, self.drop_void = num_classes, (window[0], window[1]), drop_void
         if any(side % self.backbone.patch_size for side in self.window):
             raise UserError(f"AdPEEoMT: window = {self.window} is not divisible by patches of "
                             f"{self.backbone.patch_size} pixels.")  # fmt: skip
@@ -84,7 +86,10 @@ class AdPEEoMT(BaseSegmentor):
 
     def loss(self, inputs: Tensor, data_samples: list[Any]) -> dict[str, Tensor]:
         """Losses of every prediction, weighted: ``loss_mask.0``, ... in the order of the blocks."""
-        targets = [targets_of(sample.gt_sem_seg.data[0].to(inputs.device), self.num_classes) for sample in data_samples]
+        targets = [
+            targets_of(sample.gt_sem_seg.data[0].to(inputs.device), self.num_classes, self.drop_void)
+            for sample in data_samples
+        ]
         predictions = self.decode_head(self.backbone, inputs)
         with torch.autocast(inputs.device.type, enabled=False):
             precise = [Prediction(one.masks.float(), one.classes.float()) for one in predictions]
@@ -131,11 +136,11 @@ class AdPEEoMT(BaseSegmentor):
         return stitch(scores, starts, (height, width), (size[0], size[1]))
 
 
-def targets_of(labels: Tensor, num_classes: int) -> Target:
-    """One mask for each class in a label map ``(H, W)``; 255 is of no class, and outside of all masks."""
+def targets_of(labels: Tensor, num_classes: int, drop_void: bool = False) -> Target:
+    """One mask for each class in a label map ``(H, W)``; 255 is of no class, outside of all masks or not counted."""
     classes = labels.unique()
     classes = classes[(classes != _IGNORED) & (classes >= 0) & (classes < num_classes)]
-    return Target(labels == classes[:, None, None], classes.long())
+    return Target(labels == classes[:, None, None], classes.long(), labels != _IGNORED if drop_void else None)
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
