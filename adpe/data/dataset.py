@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 
 from adpe.data.images import ImageSource
 from adpe.data.multicrop import MultiCrop, crop_generator
+from adpe.data.part_maps import PartMaps
 from adpe.errors import UserError
 
 
@@ -31,9 +32,11 @@ class AdPEImageDataset(Dataset):
         seed: of the crops.
         on_corrupt: ``"skip"`` or ``"error"``; see `ImageSource`.
         cache_dir: where compressed tars are unpacked; see `ImageSource`.
+        maps: ``folder`` and ``num_parts`` of :class:`adpe.data.part_maps.PartMaps`, whose crops follow the images as a
+            group of views of their own.
 
     Raises:
-        UserError: what `ImageSource` and `MultiCrop` raise.
+        UserError: what `ImageSource`, `MultiCrop` and `PartMaps` raise.
     """
 
     def __init__(
@@ -44,11 +47,15 @@ class AdPEImageDataset(Dataset):
         seed: int = 0,
         on_corrupt: str = "skip",
         cache_dir: str | os.PathLike[str] | None = None,
+        maps: dict[str, Any] | None = None,
     ) -> None:
         groups: Sequence[dict[str, Any]] = [crops or {}] if crops is None or isinstance(crops, dict) else crops
         self.grouped = groups is crops
         self.crops = [MultiCrop(**group) for group in groups]
         self.images = ImageSource(source, split=split, on_corrupt=on_corrupt, cache_dir=cache_dir)
+        self.maps = None if maps is None else PartMaps(**maps, images=self.images.paths)
+        if self.maps is not None and self.grouped:
+            raise UserError("maps go with one group of crops, not with a list.")
         self.seed = seed
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
@@ -73,15 +80,21 @@ class AdPEImageDataset(Dataset):
         """One sample, for mmengine's `default_collate`.
 
         Returns:
-            `inputs`: (K, 3, size, size) crops, or a list of them for a list of `crops`; `data_samples`: dict of
-            `img_path` (str), `index` and `label` (int; -1 without class folders) of the image delivered, another than
-            asked for where a corrupt one was skipped. Collated: `inputs` (B, K, 3, size, size), `img_path` list of B,
-            `index` and `label` (B,) int64.
+            `inputs`: (K, 3, size, size) crops, or a list of them for a list of `crops`, or with `maps` a list of them
+            and of (K, 1, size, size) int16; `data_samples`: dict of `img_path` (str), `index` and `label` (int; -1
+            without class folders) of the image delivered, another than asked for where a corrupt one was skipped.
+            Collated: `inputs` (B, K, 3, size, size), `img_path` list of B, `index` and `label` (B,) int64.
         """
         image, delivered = self.images.load(index)
         generator = crop_generator(self.seed, self.epoch, index)
-        groups = [crops(image, generator) for crops in self.crops]
-        inputs = groups if self.grouped else groups[0]
+        if self.maps is not None:
+            (crops,) = self.crops
+            boxes = crops.sample(image.height, image.width, generator)
+            maps = self.maps.crops(delivered, (image.height, image.width), boxes, crops.size)
+            inputs: Any = [crops.apply(image, boxes), maps]
+        else:
+            groups = [crops(image, generator) for crops in self.crops]
+            inputs = groups if self.grouped else groups[0]
         path, label = self.images.path(delivered), self.images.label(delivered)
         return {"inputs": inputs, "data_samples": {"img_path": path, "index": delivered, "label": label}}
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import hashlib
 import itertools
 import time
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ from mmengine.registry import DATASETS, MODELS, init_default_scope
 from mmengine.runner import set_random_seed
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from adpe.data.classification import AdPEClassificationDataset
@@ -31,7 +30,7 @@ from adpe.engine.resolved_protocol import compared, describe_evaluation, swept_p
 from adpe.engine.resolved_protocol.data import data_description
 from adpe.engine.runner import AdPERunner
 from adpe.errors import EXIT_MISTAKE, UserError, print_error
-from adpe.evaluations.base import Result, Subject, build_evaluation, pooled_features
+from adpe.evaluations.base import Result, Subject, build_evaluation, pooled_features, weights_digest
 from adpe.files import atomic_write
 from adpe.leaderboard.records import read_records
 from adpe.leaderboard.tasks import main_metrics, metric_of, show_metric
@@ -91,7 +90,7 @@ def evaluate(cfg: Config, args: argparse.Namespace) -> dict[str, float]:
     @cache
     def features(name: str) -> tuple[Tensor, Tensor]:
         told = described[name] or {}
-        key = f"{_digest(model)}-{told.get('names')}-{told.get('contents')}"
+        key = f"{weights_digest(model)}-{told.get('names')}-{told.get('contents')}"
         return _cached(subject, name, f"{key}-{model.global_pool}-{cfg[name + _LOADERS].dataset.get('transform')}")
 
     result = evaluation.run(replace(subject, features=features))
@@ -128,15 +127,6 @@ def _match_classes(data: dict[str, Any]) -> None:
             continue
         if dataset.classes != tuple(train.classes):
             dataset.match_classes(train.classes)
-
-
-def _digest(model: nn.Module) -> str:
-    """Of the weights: what features depend on beside the images."""
-    found = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        found.update(f"{name} {tuple(tensor.shape)}".encode())
-        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()[:16]
 
 
 def _cached(subject: Subject, name: str, key: str) -> tuple[Tensor, Tensor]:

@@ -115,8 +115,14 @@ class AdPEExportHook(Hook):
     """Writes the encoder alone to ``<work_dir>/encoder.safetensors`` at the end of pretraining, for transfer.
 
     Nothing else of the method is in it: no mask token, adversary, decoder or teacher. What the encoder is and where it
-    comes from is (:class:`adpe.models.specification.ModelSpecification`).
+    comes from is (:class:`adpe.models.specification.ModelSpecification`). The frozen models of the method are named in
+    the run's record.
     """
+
+    def before_train(self, runner: Any) -> None:
+        made_with = unwrapped(runner.model).model.made_with()
+        if made_with and runner.cfg.get("record"):
+            runner.cfg.record.made_with = made_with
 
     @master_only
     def after_train(self, runner: Any) -> None:

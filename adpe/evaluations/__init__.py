@@ -1,7 +1,11 @@
 """Evaluations of pretrained encoders. One on frozen features is a file, and a line here: name to ``module:class``."""
 
 EVALUATIONS = {
+    "attentive_probe": "adpe.evaluations.attentive_probe:AttentiveProbe",
+    "efficient_probe": "adpe.evaluations.attentive_probe:EfficientProbing",
     "knn": "adpe.evaluations.knn:KNN",
     "knn_segmentation": "adpe.evaluations.knn_segmentation:PatchSegmentation",
     "linear_probe": "adpe.evaluations.linear_probe:LinearProbe",
+    "logistic": "adpe.evaluations.logistic:LogisticProbe",
+    "positions": "adpe.evaluations.positions:Positions",
 }

@@ -15,6 +15,7 @@ and needs none of this.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -119,6 +120,15 @@ def build_evaluation(options: Mapping[str, Any]) -> Evaluation:
         return getattr(importlib.import_module(module), cls)(**given)
     except (TypeError, ValueError) as error:
         raise UserError(f"evaluation ({name}): {error}") from None
+
+
+def weights_digest(model: nn.Module) -> str:
+    """Of the weights: what features depend on beside the images."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        found.update(f"{name} {tuple(tensor.shape)}".encode())
+        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()[:16]
 
 
 @torch.no_grad()

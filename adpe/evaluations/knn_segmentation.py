@@ -170,7 +170,7 @@ class PatchSegmentation(Evaluation):
         self, subject: Subject, sets: Mapping[str, Patches]
     ) -> tuple[dict[str, float], Callable[[str], tuple[Tensor, Tensor]]]:
         features, labels = self._training(sets["train"])
-        majority, pixels = most_frequent(labels), labels.shape[1]
+        features, majority, pixels = features.to(subject.device), most_frequent(labels), labels.shape[1]
         points = {f"C={c:g}": c for c in self.cs}
         scores = {}
         for name, c in points.items():
@@ -181,7 +181,7 @@ class PatchSegmentation(Evaluation):
 
         def predict(name: str) -> tuple[Tensor, Tensor]:
             features, labels = self._training(sets["train"], sets["val"])
-            model = fit_logistic(features, most_frequent(labels), points[name])
+            model = fit_logistic(features.to(subject.device), most_frequent(labels), points[name])
             guess = model.predict(sets["test"].features.flatten(0, 1))[:, None].expand(-1, pixels)
             return guess, guess  # patches of ignored labels train no class
 

@@ -6,6 +6,7 @@ size. k-NN copies the labels of all pixels of the nearest patches; regression gi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -52,12 +53,16 @@ class Standardisation(NamedTuple):
     @classmethod
     def of(cls, features: Tensor) -> Standardisation:
         """Of ``(M, D)`` features; the divisor of the variance is M. A constant channel has scale 1."""
-        exact = features.double()
-        scale = exact.std(dim=0, correction=0)
-        return cls(exact.mean(dim=0), torch.where(scale > 0, scale, 1.0))
+        parts = features.split(BANK_CHUNK)  # so many in double precision at once
+        mean = torch.stack([part.double().sum(dim=0) for part in parts]).sum(dim=0) / len(features)
+        squares = torch.stack([(part.double() - mean).square().sum(dim=0) for part in parts]).sum(dim=0)
+        scale = (squares / len(features)).sqrt()
+        return cls(mean, torch.where(scale > 0, scale, 1.0))
 
     def __call__(self, features: Tensor) -> Tensor:
-        return ((features.double() - self.mean) / self.scale).float()
+        """Standardised ``(..., D)`` float32."""
+        rows = features.reshape(-1, features.shape[-1]).split(BANK_CHUNK)
+        return torch.cat([((part.double() - self.mean) / self.scale).float() for part in rows]).view(features.shape)
 
 
 def split_images(count: int, permutation: Tensor) -> tuple[Tensor, Tensor]:
@@ -180,19 +185,23 @@ class Logistic(NamedTuple):
     intercept: np.ndarray
     classes: np.ndarray
 
+    def scores(self, features: Tensor) -> Tensor:
+        """Logits ``(M, classes)`` float64 of features ``(M, D)``, on the CPU."""
+        return torch.from_numpy(features.double().cpu().numpy() @ self.coefficient.T + self.intercept)
+
     def predict(self, features: Tensor) -> Tensor:
         """The label ``(M,)`` of every patch ``(M, D)``."""
-        scores = features.double().cpu().numpy() @ self.coefficient.T + self.intercept
-        return torch.from_numpy(self.classes[scores.argmax(axis=1)])
+        return torch.from_numpy(self.classes)[self.scores(features).argmax(dim=1)]
 
 
 def fit_logistic(features: Tensor, labels: Tensor, c: float, iterations: int = 20_000) -> Logistic:
-    """Minimise ``sum of cross-entropies + ||w||^2 / (2 c)``, the intercept free, to the optimum (by scikit-learn).
+    """Minimise ``sum of cross-entropies + ||w||^2 / (2 c)``, the intercept free, to the optimum.
 
-    The reference stops after 1,000 iterations, which at a large c may be before the optimum.
+    By scikit-learn on the CPU, by L-BFGS in double precision on another device. The reference stops after 1,000
+    iterations, which at a large c may be before the optimum.
 
     Args:
-        features: ``(M, D)``.
+        features: ``(M, D)``; their device computes.
         labels: ``(M,)``, at least two different.
         c: inverse strength of the penalty.
         iterations: at most.
@@ -200,19 +209,58 @@ def fit_logistic(features: Tensor, labels: Tensor, c: float, iterations: int = 2
     Raises:
         UserError: for one label alone.
     """
+    classes, numbers = labels.to(features.device).unique(return_inverse=True)
+    if len(classes) < 2:
+        raise UserError(f"logistic regression: all {len(labels)} training patches have one label.")
+    if features.device.type != "cpu":
+        return fit_by_lbfgs(features, classes, numbers, c, iterations)
     from sklearn.linear_model import LogisticRegression
 
-    if len(labels.unique()) < 2:
-        raise UserError(f"logistic regression: all {len(labels)} training patches have one label.")
-    classes = len(labels.unique())
     # Newton's method takes a few steps, with a matrix of all coefficients.
-    solver = "newton-cholesky" if classes * (features.shape[1] + 1) <= _NEWTON else "lbfgs"
+    solver = "newton-cholesky" if len(classes) * (features.shape[1] + 1) <= _NEWTON else "lbfgs"
     model = LogisticRegression(C=c, tol=1e-10, max_iter=iterations, solver=solver)
-    model.fit(features.double().cpu().numpy(), labels.cpu().numpy())
+    model.fit(features.double().numpy(), labels.cpu().numpy())
     coefficient, intercept = model.coef_, model.intercept_
     if len(model.classes_) == 2:  # one row stands for both
         coefficient, intercept = np.stack([-coefficient[0], coefficient[0]]) / 2, np.array([-1, 1]) * intercept[0] / 2
     return Logistic(coefficient, intercept, model.classes_)
+
+
+def fit_by_lbfgs(features: Tensor, classes: Tensor, numbers: Tensor, c: float, iterations: int) -> Logistic:
+    """:func:`fit_logistic` by torch's L-BFGS, on the device of the features, in chunks of them.
+
+    Args:
+        features: ``(M, D)``.
+        classes: ``(K,)`` labels.
+        numbers: ``(M,)`` indices into `classes`.
+        c: see :func:`fit_logistic`.
+        iterations: at most.
+    """
+    shape = len(classes), features.shape[1] + 1
+    # A strong penalty would make the coefficients' curvature far larger than the intercepts'.
+    unit = min(1.0, math.sqrt(c * len(features)))
+    weights = torch.zeros(shape, dtype=torch.float64, device=features.device, requires_grad=True)
+    optimizer = torch.optim.LBFGS(
+        [weights], max_iter=iterations, max_eval=4 * iterations, history_size=50, line_search_fn="strong_wolfe",
+        tolerance_grad=1e-11, tolerance_change=1e-18,
+    )  # fmt: skip
+
+    def objective() -> Tensor:
+        optimizer.zero_grad()
+        # Per patch, so that the tolerance does not depend on how many there are.
+        penalty = (unit * weights[:, :-1]).square().sum() / (2 * c * len(features))
+        penalty.backward()
+        total = penalty.detach()
+        for part, wanted in zip(features.split(BANK_CHUNK), numbers.split(BANK_CHUNK), strict=True):
+            scores = part.double() @ (unit * weights[:, :-1]).T + weights[:, -1]
+            loss = F.cross_entropy(scores, wanted, reduction="sum") / len(features)
+            loss.backward()
+            total = total + loss.detach()
+        return total
+
+    optimizer.step(objective)
+    found = weights.detach().cpu().numpy()
+    return Logistic(unit * found[:, :-1], found[:, -1] - found[:, -1].mean(), classes.cpu().numpy())
 
 
 def pixel_scores(labels: Tensor, prediction: Tensor, ignore_labels: Sequence[int]) -> tuple[float, float]:

@@ -58,6 +58,9 @@ METRICS: dict[str, Metric] = {
         for kind, label in (("bbox", "box"), ("segm", "mask"))
         for suffix, shown in {"": "", "_50": "50", "_75": "75", "_s": " small", "_m": " medium", "_l": " large"}.items()
     },
+    "position_R2": Metric("R² of position", unit="", digits=3),
+    "position_R2_max": Metric("R² of position, best block", unit="", digits=3),
+    "attention_distance": Metric("attention distance", unit="patches"),
     "loss": Metric("loss", unit="", higher_is_better=False, digits=4),
 }
 # In the order of the tables.
@@ -65,6 +68,7 @@ TASKS: dict[str, Task] = {
     "segmentation": Task(("mIoU", "mIoU_ms"), "Semantic Segmentation"),
     "detection": Task(("bbox_mAP", "segm_mAP"), "Instance Segmentation"),
     "classification": Task(("top1",), "Image Classification"),
+    "positions": Task(("position_R2", "position_R2_max", "attention_distance"), "Position Readout", published=False),
     "pretrain": Task(("loss",), "Self-Supervised Image Classification", published=False),
 }
 

@@ -13,6 +13,8 @@ METHODS = {
     "ijepa": "adpe.methods.ijepa:IJEPA",
     "dino": "adpe.methods.dino_method:DINO",
     "semmae": "adpe.methods.semmae:SemMAE",
+    "semmae_plus": "adpe.methods.semmae:SemMAEPlus",
+    "sem_adpe": "adpe.methods.semmae:SemAdPE",
     "sdssl": "adpe.methods.sdssl:SDSSL",
     "selfpatch": "adpe.methods.selfpatch:SelfPatch",
     "stop_mae": "adpe.methods.stop:StoPMAE",

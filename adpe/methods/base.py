@@ -126,6 +126,10 @@ class PretrainingMethod(nn.Module):
         """The encoder that transfer starts from."""
         return self.encoder
 
+    def made_with(self) -> dict[str, Any]:
+        """Frozen models of files that the method uses, for the run's record: role to what says which."""
+        return {}
+
     def scalars(self) -> dict[str, float]:
         """Numbers to follow over training, ``group/name`` to value."""
         return {}

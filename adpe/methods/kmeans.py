@@ -44,6 +44,11 @@ def kmeans(x: Tensor, start: Tensor, iterations: int = 20) -> Tensor:
     return centroids
 
 
+def squared_error(x: Tensor, centroids: Tensor) -> float:
+    """Sum of the squared distances of ``(N, D)`` points to their nearest centroid."""
+    return float((x - centroids[nearest_centroid(x, centroids)]).square().sum(dtype=torch.float64))
+
+
 def random_points(x: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """`count` different points of ``(N, D)``, the start of :func:`kmeans`."""
     return x[torch.randperm(len(x), generator=generator)[:count].to(x.device)].clone()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from adpe.errors import UserError
 from adpe.methods.base import PretrainingMethod, Progress, decay_groups
+from adpe.methods.pixels import jitter_colors
+from adpe.methods.rectangles import rectangles
 from adpe.methods.tokenizers import load_tokenizer, usage
 from adpe.models.factory import create_encoder
 from adpe.models.vit import VisionTransformer
@@ -43,13 +45,15 @@ class Order(NamedTuple):
         """Of permutations ``(B, N)`` of token numbers: `least` of them are context.
 
         Raises:
-            ValueError: if that leaves nothing to predict.
+            ValueError: if that leaves nothing to predict, or to score.
         """
         count = permutation.shape[1]
         if not 1 <= least < count:
             raise ValueError(
                 f"least={least} of {count} tokens: expected at least the class token, and some to predict."
             )
+        if upper is not None and upper < least:
+            raise ValueError(f"upper={upper}: every predicted token has at least {least} predecessors: none counts.")
         rank = permutation.argsort(dim=1)
         predicted = permutation[:, least:].sort(dim=1).values
         scored = torch.ones_like(predicted, dtype=torch.bool)
@@ -89,6 +93,10 @@ class MaPeT(PretrainingMethod):
         least: tokens of context, the class token included; ``ceil(N / 4)`` if None.
         upper: predicted patches with more predecessors leave the loss; None has no such limit.
         decay_positional_token: decay the learned vector of auxiliary tokens, as the reference does.
+        order: "random", or "blockwise" (ours): the predicted patches are a union of rectangles, see
+            :func:`adpe.methods.rectangles.rectangles`.
+        color_jitter: strength of brightness, contrast and saturation on what the encoder sees; tokens are those of the
+            clean crop.
 
     Raises:
         ValueError: for options that do not go together.
@@ -104,6 +112,8 @@ class MaPeT(PretrainingMethod):
         least: int | None = None,
         upper: int | None = None,
         decay_positional_token: bool = False,
+        order: Literal["random", "blockwise"] = "random",
+        color_jitter: float = 0.0,
     ) -> None:
         super().__init__()
         if encoder.num_prefix_tokens != 1 or encoder.needs_grid or encoder.relative or encoder.num_classes:
@@ -118,17 +128,24 @@ class MaPeT(PretrainingMethod):
                     f"{tokenizer}: patches of {self.tokenizer.patch_size} pixels, the encoder's {encoder.patch_size}."
                 )
             vocabulary = self.tokenizer.vocabulary
+        if order not in ("random", "blockwise"):
+            raise ValueError(f"order={order!r} is neither random nor blockwise.")
+        if not 0 <= color_jitter < 1:
+            raise ValueError(f"color_jitter={color_jitter} must be at least 0 and below 1.")
+        if encoder.pos_embed is None:
+            raise ValueError("MaPeT needs learned positions: set learned_pos_embed=True.")
         if not vocabulary or vocabulary < 2:
             raise ValueError(f"vocabulary={vocabulary}: set model.tokenizer, or a number of tokens.")
         self.vocabulary, self.least, self.upper = vocabulary, least, upper
-        self.decay_positional_token = decay_positional_token
-        self.mask_positional_token = nn.Parameter(torch.randn(1, 1, encoder.embed_dim) * 0.02)
+        self.decay_positional_token, self.order, self.color_jitter = decay_positional_token, order, color_jitter
+        self.mask_positional_token = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, 1, encoder.embed_dim), std=0.02))
         self.decoder = nn.Linear(encoder.embed_dim, vocabulary)
-        self.apply(_init)
+        encoder.apply(_init)  # and not the tokenizer
+        self.decoder.apply(_init)
+        encoder.patch_embed.proj.reset_parameters()
         assert encoder.cls_token is not None
         nn.init.normal_(encoder.cls_token, std=1e-6)
-        if encoder.pos_embed is not None:
-            nn.init.trunc_normal_(encoder.pos_embed, std=0.02)
+        nn.init.trunc_normal_(encoder.pos_embed, std=0.02)
         self.register_buffer("used", torch.zeros(vocabulary, dtype=torch.long))
 
     @classmethod
@@ -141,8 +158,10 @@ class MaPeT(PretrainingMethod):
         if self.tokenizer is None:
             raise UserError("MaPeT: model.tokenizer is not set: make the file by tools/make_centroids.py.")
         tokens = self.tokenizer.tokens(images)
-        self.used.add_(torch.bincount(tokens.flatten(), minlength=self.vocabulary))
+        self.used.scatter_add_(0, tokens.flatten(), torch.ones_like(tokens).flatten())
         order = self.draw(images)
+        if self.color_jitter:
+            images = jitter_colors(images, self.color_jitter)
         logits = self.predict(images, order)
         wanted = tokens.gather(1, order.predicted - 1)
         right = (logits.argmax(dim=-1) == wanted).float().mean()
@@ -151,11 +170,16 @@ class MaPeT(PretrainingMethod):
     def draw(self, images: Tensor, noise: Tensor | None = None) -> Order:
         """An order of prediction for each image, by ``(B, L)`` noise."""
         h, w = self.encoder.patch_embed.grid(images)
+        least = self.context_of(1 + h * w)
         if noise is None:
             noise = torch.rand(len(images), h * w, device=images.device)
+            if self.order == "blockwise":
+                noise = noise + rectangles(torch.rand_like(noise), (h, w), 1 + h * w - least)
+        elif noise.shape != (len(images), h * w):
+            raise ValueError(f"noise must be {(len(images), h * w)}, one number per patch; got {tuple(noise.shape)}.")
         first = torch.zeros(len(images), 1, dtype=torch.long, device=images.device)
         permutation = torch.cat([first, 1 + noise.argsort(dim=1, stable=True)], dim=1)
-        return Order.of(permutation, self.context_of(1 + h * w), self.upper)
+        return Order.of(permutation, least, self.upper)
 
     def context_of(self, tokens: int) -> int:
         """Tokens of context among so many."""
@@ -186,7 +210,18 @@ class MaPeT(PretrainingMethod):
         return (losses * order.scored.flatten()).sum() / order.scored.sum()
 
     def forward(self, images: Tensor, tokens: Tensor, noise: Tensor | None = None) -> Tensor:
-        """The loss for tokens ``(B, L)`` that are given."""
+        """The loss for tokens ``(B, L)`` that are given.
+
+        Raises:
+            ValueError: for tokens of another grid, or outside the vocabulary.
+        """
+        h, w = self.encoder.patch_embed.grid(images)
+        if tokens.shape != (len(images), h * w):
+            raise ValueError(f"tokens must be {(len(images), h * w)}, one a patch; got {tuple(tokens.shape)}.")
+        if int(tokens.min()) < 0 or int(tokens.max()) >= self.vocabulary:
+            raise ValueError(
+                f"tokens {int(tokens.min())} to {int(tokens.max())} leave the vocabulary {self.vocabulary}."
+            )
         order = self.draw(images, noise)
         return self.compare(self.predict(images, order), tokens.gather(1, order.predicted - 1), order)
 
@@ -206,6 +241,9 @@ class MaPeT(PretrainingMethod):
         if int(self.used.sum()) > 100 * self.vocabulary and float((self.used > 0).float().mean()) < 0.5:
             return f"under half of the {self.vocabulary} tokens occur: make a tokenizer of fewer."
         return None
+
+    def made_with(self) -> dict[str, Any]:
+        return {} if self.tokenizer is None else {"tokenizer": self.tokenizer.origin}
 
     def scalars(self) -> dict[str, float]:
         total = self.used.sum().clamp(min=1).double()

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
+
+from adpe.data.multicrop import IMAGENET_MEAN, IMAGENET_STD
 
 
 def patchify(images: Tensor, patch_size: int) -> Tensor:
@@ -27,3 +31,28 @@ def normalize_patches(patches: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
     deviation = (variance + 1e-6).sqrt()
     return (patches - mean) / deviation, mean, deviation
+
+
+def jitter_colors(
+    images: Tensor,
+    strength: float,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+) -> Tensor:
+    """Brightness, contrast and saturation by factors of ``1 - strength`` to ``1 + strength``, in a random order.
+
+    Each image of a batch ``(B, 3, H, W)``, normalised by `mean` and `std`, has its own factors and order, as
+    torchvision's ``ColorJitter(strength, strength, strength)`` draws them.
+    """
+    center, scale = (images.new_tensor(values).view(1, 3, 1, 1) for values in (mean, std))
+    x = images * scale + center
+    weights = x.new_tensor([0.2989, 0.587, 0.114]).view(1, 3, 1, 1)  # torchvision's grey
+    factors = 1 + strength * (2 * torch.rand(3, len(x), 1, 1, 1, device=x.device) - 1)
+    order = torch.rand(len(x), 3, device=x.device).argsort(dim=1)
+    for step in range(3):
+        grey = (x * weights).sum(dim=1, keepdim=True)
+        others = torch.zeros_like(grey), grey.mean(dim=(2, 3), keepdim=True), grey
+        mixed = [f * x + (1 - f) * other for f, other in zip(factors, others, strict=True)]
+        kind = order[:, step].view(-1, 1, 1, 1)
+        x = torch.where(kind == 0, mixed[0], torch.where(kind == 1, mixed[1], mixed[2])).clamp(0, 1)
+    return (x - center) / scale

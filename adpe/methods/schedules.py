@@ -20,7 +20,7 @@ def seamed_cosine(
 
     Args:
         step: optimiser steps done.
-        total: steps of the training.
+        total: steps of the training; later ones keep the last value.
         warmup: steps of the warm-up.
         peak: value at its end.
         start: value of the first step.
@@ -31,7 +31,7 @@ def seamed_cosine(
     at = max(step - lag, 0)
     if at < warmup:
         return start + (peak - start) * at / warmup
-    return end + (peak - end) / 2 * (1 + math.cos(math.pi * at / total))
+    return end + (peak - end) / 2 * (1 + math.cos(math.pi * min(at / total, 1.0)))
 
 
 def warmup_cosine(

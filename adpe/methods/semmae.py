@@ -1,31 +1,32 @@
 """SemMAE (arXiv 2206.10207): which patches hide depends on the parts of the image that they belong to.
 
 Hiding drifts from three quarters of every part to whole parts. The paper's part labels come from a first stage that was
-not released; here they are those of k-means on a frozen encoder's features, of its attention heads, or of given maps.
+not released; here they are found by a frozen encoder (:mod:`adpe.methods.tokenizers`) or given as maps.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from adpe.errors import UserError
+from adpe.methods.adpe import AdPE
 from adpe.methods.base import Progress
-from adpe.methods.kmeans import nearest_centroid
 from adpe.methods.mae import MAE
+from adpe.methods.mae_plus import MAEPlus
 from adpe.methods.masking import Mask
-from adpe.methods.tokenizers import load_centroids
+from adpe.methods.tokenizers import load_tokenizer
 from adpe.models.pos_embed import sincos
 from adpe.models.vit import VisionTransformer
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Parts = Literal["kmeans", "heads"]
+# A part with fewer of the patches is no part; one with more leaves nothing to the others.
+_LEAST_PART, _ONE_PART = 0.005, 0.95
 
 
 def part_share(epoch: int, epochs: int) -> float:
@@ -62,76 +63,125 @@ def part_mask(parts: Tensor, noise: Tensor, part_noise: Tensor, mask_ratio: floa
     return Mask(torch.ones_like(parts, dtype=torch.bool).scatter_(1, shown, False), hidden, shown)
 
 
-class PartLabeller(torch.nn.Module):
-    """Parts of images by a frozen encoder.
-
-    Args:
-        file: of ``tools/make_centroids.py``: the encoder's path, the kind of parts, and the centroids of k-means.
-
-    Raises:
-        UserError: for a file that is none.
-    """
-
-    centroids: Tensor
-
-    def __init__(self, file: str | Path) -> None:
-        super().__init__()
-        from adpe.checkpoints.loading import load_encoder
-
-        centroids, said = load_centroids(file)
-        if "encoder" not in said or said.get("parts") not in get_args(Parts):
-            raise UserError(f"parts: {file} does not say its encoder and kind of parts: tools/make_centroids.py does.")
-        self.kind: Parts = said["parts"]  # type: ignore[assignment]
-        self.encoder: VisionTransformer = load_encoder(said["encoder"], verbose=False).requires_grad_(False)
-        self.register_buffer("centroids", centroids, persistent=True)
-        self.count = len(centroids) if self.kind == "kmeans" else self.encoder.num_heads
-
-    @torch.no_grad()
-    def forward(self, images: Tensor) -> Tensor:
-        """``(B, L)`` parts of the patches of normalised images."""
-        self.eval()
-        if self.kind == "heads":
-            return head_parts(self.encoder, images)
-        tokens = self.encoder.forward_features(images)[:, self.encoder.num_prefix_tokens :].float()
-        return nearest_centroid(tokens.flatten(0, 1), self.centroids).view(tokens.shape[:2])
-
-
-@torch.no_grad()
-def head_parts(encoder: VisionTransformer, images: Tensor) -> Tensor:
-    """``(B, L)``: the head of the last block whose attention from the class token, by its sum, is the largest there."""
-    from adpe.viz.attention_maps import attention_maps
-
-    own = attention_maps(encoder, images)[-1].flatten(2).to(images.device)  # (B, H, L)
-    return (own / own.sum(dim=-1, keepdim=True)).argmax(dim=1)
-
-
-class SemMAE(MAE):
-    """Masked autoencoder whose mask follows parts.
+class PartMasks(MAE):
+    """Masks by parts for any masked autoencoder; :class:`SemMAE` is the published one.
 
     Args:
         encoder: a :class:`VisionTransformer` without classes.
-        parts: file of ``tools/make_centroids.py``. Its encoder's pretraining is part of the method's cost.
-        options: of :class:`adpe.methods.mae.MAE`.
+        parts: file of ``tools/make_centroids.py``, whose encoder finds the parts of every crop; the encoder's own
+            pretraining is part of the method's cost.
+        num_parts: instead of `parts`, the number of parts of maps that the data set gives (its ``maps``).
+        options: of the autoencoder.
+
+    Raises:
+        ValueError: for parts of other patches than the encoder's.
+        UserError: for a file that holds no parts; or, when trained, without one.
     """
 
-    def __init__(self, encoder: VisionTransformer, parts: str | None = None, **options: Any) -> None:
+    part_counts: Tensor
+
+    def __init__(
+        self, encoder: VisionTransformer, parts: str | None = None, num_parts: int | None = None, **options: Any
+    ) -> None:
         super().__init__(encoder, **options)
-        self.labeller = None if parts is None else PartLabeller(parts).requires_grad_(False)
-        if self.labeller is not None and self.labeller.encoder.patch_size != encoder.patch_size:
+        if parts is not None and num_parts is not None:
+            raise ValueError(f"parts={parts} and num_parts={num_parts}: parts are found, or given by the data set.")
+        self.labeller = None if parts is None else load_tokenizer(parts)
+        if self.labeller is not None and self.labeller.patch_size != encoder.patch_size:
             raise ValueError(
-                f"parts: patches of {self.labeller.encoder.patch_size} pixels, the encoder's have {encoder.patch_size}."
+                f"parts={parts}: patches of {self.labeller.patch_size} pixels, the encoder's have {encoder.patch_size}."
             )
-        self._places: Tensor | None = None
+        self.kinds = (num_parts or 0) if self.labeller is None else self.labeller.vocabulary
+        self.register_buffer("part_counts", torch.zeros(self.kinds, dtype=torch.long), persistent=self.kinds > 0)
+        self.share = 1.0
+        self._given: Tensor | None = None  # parts of the images at hand
 
     def losses(self, views: Sequence[Tensor], progress: Progress = Progress()) -> dict[str, Tensor]:  # noqa: B008
-        images = views[0].flatten(0, 1)
-        if self.labeller is None:
-            raise UserError("SemMAE: model.parts is not set: make the file by tools/make_centroids.py.")
-        parts = self.labeller(images)
-        noise = torch.rand(parts.shape, device=images.device)
-        part_noise = torch.rand(len(images), self.labeller.count, device=images.device)
-        mask = part_mask(parts, noise, part_noise, self.mask_ratio, part_share(progress.epoch, progress.epochs))
-        return {"loss": self.loss_under(images, mask)}
+        self.share = part_share(progress.epoch, progress.epochs)
+        self._given = self.given_parts(views)
+        try:
+            return super().losses(views[:1], progress)
+        finally:
+            self._given = None
+
+    def given_parts(self, views: Sequence[Tensor]) -> Tensor | None:
+        """``(B * V, L)`` parts at the patches' centres of maps ``(B, V, 1, h, w)``, the second group; None without."""
+        if self.labeller is not None or not self.kinds:
+            return None
+        if len(views) < 2 or views[1].shape[2] != 1:
+            raise UserError("num_parts: no maps in the batch: set train_dataloader.dataset.maps, or model.parts.")
+        if views[1].shape[-2:] != views[0].shape[-2:]:
+            raise UserError(f"maps of {tuple(views[1].shape[-2:])} pixels for crops of {tuple(views[0].shape[-2:])}.")
+        p = self.encoder.patch_size
+        return views[1].flatten(0, 2)[:, p // 2 :: p, p // 2 :: p].flatten(1).long()
+
+    def random_mask(self, images: Tensor, noise: Tensor | None = None) -> Mask:
+        """By the parts of `images` at the epoch's share; one order of parts where `noise` is given, drawn otherwise."""
+        if self._given is not None:
+            parts = self._given
+        elif self.labeller is not None:
+            parts = self.labeller.tokens(images)
+        else:
+            raise UserError(f"{self.title}: model.parts is not set: make the file by tools/make_centroids.py.")
+        kinds = self.kinds
+        if noise is None:
+            if self.training:
+                self.part_counts.scatter_add_(0, parts.clamp(min=0).flatten(), (parts >= 0).long().flatten())
+            noise = torch.rand(parts.shape, device=images.device)
+            part_noise = torch.rand(len(images), kinds, device=images.device)
+        else:
+            part_noise = torch.rand(len(images), kinds, generator=torch.Generator().manual_seed(0)).to(images.device)
+        return part_mask(parts, noise, part_noise, self.mask_ratio, self.share)
+
+    def collapse(self, progress: Progress) -> str | None:
+        total = int(self.part_counts.sum())
+        if total < 1000:
+            return None
+        shares = self.part_counts.double() / total
+        if float(shares.max()) > _ONE_PART:
+            return f"model.parts: one part has {float(shares.max()):.1%} of the patches, so that masks are random ones."
+        used = int((shares >= _LEAST_PART).sum())
+        if used < 0.5 * len(shares):
+            return f"model.parts: {used} of {len(shares)} parts have {_LEAST_PART:.1%} of the patches: take fewer."
+        return None
+
+    def made_with(self) -> dict[str, Any]:
+        return {} if self.labeller is None else {"parts": self.labeller.origin}
+
+    def scalars(self) -> dict[str, float]:
+        total = max(int(self.part_counts.sum()), 1)
+        largest = float(self.part_counts.max()) / total if len(self.part_counts) else 0.0
+        return {**super().scalars(), "parts/largest": largest, "parts/share": self.share}
+
+    def figures(self, views: Sequence[Tensor], mean: Sequence[float], std: Sequence[float]) -> dict[str, Figure]:
+        from adpe.viz.patch_maps import draw_patch_maps
+
+        if not self.kinds:
+            return {}
+        images, labeller = views[0][:, 0], self.labeller
+        given = self.given_parts([view[:, :1] for view in views])
+        self._given = given if labeller is None else labeller.tokens(images)
+        assert self._given is not None
+        parts = self._given
+        noise = torch.rand(parts.shape, generator=torch.Generator().manual_seed(0)).to(images.device)
+        maps, now = {"parts": parts.float()}, self.share
+        for name, share in (("start", 1.0), ("half", 0.75), ("end", 0.0)):
+            self.share = share
+            maps[f"hidden, {name}"] = self.random_mask(images, noise).hidden.float()
+        self.share = now
+        grid = self.encoder.patch_embed.grid(images)
+        found = {"parts": draw_patch_maps(images, maps, grid, mean, std)}
+        found |= super().figures([images.unsqueeze(1)], mean, std)
+        self._given = None
+        return found
+
+
+class SemMAE(PartMasks):
+    """MAE whose mask follows parts; arguments of :class:`PartMasks` and :class:`adpe.methods.mae.MAE`."""
+
+    def __init__(self, encoder: VisionTransformer, **options: Any) -> None:
+        super().__init__(encoder, **options)
+        self._places: Tensor | None = None
 
     def loss_under(self, images: Tensor, mask: Mask, places: Tensor | None = None) -> Tensor:
         """The loss under a mask.
@@ -172,23 +222,21 @@ class SemMAE(MAE):
     def title(self) -> str:
         return "SemMAE"
 
-    def figures(self, views: Sequence[Tensor], mean: Sequence[float], std: Sequence[float]) -> dict[str, Figure]:
-        from adpe.viz.patch_maps import draw_patch_maps
 
-        found = super().figures(views, mean, std)
-        if self.labeller is None:
-            return found
-        images = views[0][:, 0]
-        parts = self.labeller(images)
-        generator = torch.Generator().manual_seed(0)
-        noise = torch.rand(parts.shape, generator=generator).to(images.device)
-        part_noise = torch.rand(len(images), self.labeller.count, generator=generator).to(images.device)
-        masks = {
-            f"hidden, {name}": part_mask(parts, noise, part_noise, self.mask_ratio, share).hidden.float()
-            for name, share in (("start", 1.0), ("half", 0.75), ("end", 0.0))
-        }
-        grid = self.encoder.patch_embed.grid(images)
-        return {**found, "parts": draw_patch_maps(images, {"parts": parts.float(), **masks}, grid, mean, std)}
+class SemMAEPlus(PartMasks, MAEPlus):
+    """MAE+ (mask tokens before the encoder) whose mask follows parts: ours, not published."""
+
+    @property
+    def title(self) -> str:
+        return "MAE+ by parts"
+
+
+class SemAdPE(PartMasks, AdPE):
+    """AdPE whose mask follows parts: ours, not published."""
+
+    @property
+    def title(self) -> str:
+        return f"{super().title} by parts"
 
 
 def flip_patches(pixels: Tensor, positions: Tensor, patch_size: int, side: int) -> tuple[Tensor, Tensor]:

@@ -158,5 +158,25 @@ class Attention(nn.Module):
         return AttentionTerms(q, k, v, logits, decomposed, bias)
 
 
+def attention_weights(terms: AttentionTerms, queries: slice, prefix: int) -> Tensor:
+    """What some queries of a layer attend to, ``(B, H, Q, N)`` float32: the softmax that `attend` does not keep.
+
+    Args:
+        terms: of :meth:`Attention.terms`.
+        queries: tokens that ask.
+        prefix: class tokens before those of the patches.
+    """
+    q, k, _, logits, decomposed, bias = terms
+    scores = q[:, :, queries].float() @ k.float().transpose(2, 3)
+    if logits is not None:
+        scores = scores + logits[:, :, queries].float()
+    if decomposed is not None:
+        rows, columns = (part[:, :, queries].float() for part in decomposed)
+        scores[..., prefix:] += (rows.unsqueeze(-1) + columns.unsqueeze(-2)).flatten(-2)
+    if bias is not None:
+        scores = scores + bias.expand()[:, queries].float()
+    return scores.softmax(dim=-1)
+
+
 def _zeros(*shape: int) -> nn.Parameter:
     return nn.Parameter(torch.zeros(*shape))

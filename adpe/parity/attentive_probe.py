@@ -169,9 +169,15 @@ def _many_heads(case: GoldenCase) -> CaseResult:
 
 
 def _with_rows(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Every eighth row of a matrix where that is what is recorded, as ``<name>.rows``."""
-    rows = {name for name in ours if f"{name}.rows" in theirs}
-    return {f"{name}.rows" if name in rows else name: t[::8] if name in rows else t for name, t in ours.items()}
+    """Evenly spaced rows of a matrix, from the first, where that is what is recorded, as ``<name>.rows``."""
+    found = {}
+    for name, tensor in ours.items():
+        recorded = theirs.get(f"{name}.rows")
+        if recorded is None:
+            found[name] = tensor
+        else:
+            found[f"{name}.rows"] = tensor[:: -(-len(tensor) // len(recorded))]
+    return found
 
 
 def _without_key_bias(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

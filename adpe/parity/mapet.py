@@ -215,8 +215,9 @@ def _kmeans(case: GoldenCase) -> CaseResult:
 def _schedule(case: GoldenCase) -> CaseResult:
     said, theirs = case.options, case.arrays["output.lr"]
     ours = [
-        1e3 * seamed_cosine(min(epoch, said["epochs"]), said["epochs"], said["warmup_epochs"], said["lr"],
-                            said["warmup_lr"], said["min_lr"], 0)
+        1e3 * seamed_cosine(
+            epoch, said["epochs"], said["warmup_epochs"], said["lr"], said["warmup_lr"], said["min_lr"], 0
+        )
         for epoch in range(said["epochs"] + said["cooldown_epochs"])
     ]  # fmt: skip
     return case.result({"outputs": relative_error(torch.tensor(ours, dtype=torch.float64), theirs)})

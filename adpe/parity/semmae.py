@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -41,8 +42,7 @@ def _masks(case: GoldenCase) -> CaseResult:
     for name, said in case.options["cases"].items():
         parts, noise, part_noise = (case.arrays[f"input.{name}.{kind}"] for kind in ("parts", "noise", "part_noise"))
         shares = [part_share(epoch, _EPOCHS) for epoch in said["epochs"]]
-        masks = [part_mask(parts, noise, part_noise, said["mask_ratio"], share) for share in shares]
-        hidden = torch.stack([mask.hidden for mask in masks])
+        hidden = torch.stack([part_mask(parts, noise, part_noise, said["mask_ratio"], s).hidden for s in shares])
         errors.append(relative_error(hidden, case.arrays[f"output.{name}.hidden"]))
         counts = torch.stack([(hidden & (parts == part)).sum(dim=-1) for part in range(part_noise.shape[1])], dim=-1)
         errors.append(relative_error(counts, case.arrays[f"output.{name}.hidden_per_part"]))
@@ -94,7 +94,8 @@ def _trajectory(case: GoldenCase) -> CaseResult:
 
 def _flip(case: GoldenCase) -> CaseResult:
     data = case.arrays
-    pixels, positions = flip_patches(data["input.pixels"], data["input.position"], 8, _SIDE)
+    side = math.isqrt(data["input.pixels"].shape[1] // 3)
+    pixels, positions = flip_patches(data["input.pixels"], data["input.position"], side, _SIDE)
     errors = [relative_error(pixels, data["output.pixels"])]
     errors.append(relative_error(positions, data["output.position"].round()))
     return case.result({"exact": largest_error(errors)})

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from adpe.errors import UserError
-from adpe.models.attention import Attention
+from adpe.models.attention import Attention, AttentionTerms, attention_weights
 from adpe.models.vit import VisionTransformer
 from adpe.viz.figures import panels, show_image
 
@@ -48,10 +48,10 @@ def _attention_map(
     attention: Attention, inputs: tuple[Any, ...], grid: tuple[int, int], query: tuple[int, int] | None
 ) -> Tensor:
     """``(B, H, h, w)`` of a layer's inputs (tokens, relative term, grid)."""
-    q, k, _, logits, decomposed, bias = attention.terms(*inputs)
+    terms = attention.terms(*inputs[:3])
     (h, w), side = grid, attention.window_size
     area, index, windows, corner = grid, 0, 1, (0, 0)
-    prefix = k.shape[2] - (side * side if side else h * w)
+    prefix = terms.k.shape[2] - (side * side if side else h * w)
     if side:
         assert query is not None  # windows have no class token
         across = -(-w // side)
@@ -60,19 +60,18 @@ def _attention_map(
         index, corner, query = top * across + left, (top * side, left * side), (row, column)
     token = 0 if query is None else prefix + query[0] * area[1] + query[1]
 
-    def of_query(x: Tensor) -> Tensor:
-        """``(B * windows, H, N, C)`` to ``(B, H, C)``."""
-        return x.unflatten(0, (-1, windows))[:, index, :, token].float()
+    def of_window(x: Tensor) -> Tensor:
+        return x.unflatten(0, (-1, windows))[:, index]
 
-    scores = (of_query(q).unsqueeze(2) @ k.unflatten(0, (-1, windows))[:, index].float().transpose(2, 3)).squeeze(2)
-    if logits is not None:
-        scores = scores + of_query(logits)
-    if decomposed is not None:
-        rows, columns = (of_query(part) for part in decomposed)
-        scores[..., prefix:] += (rows.unsqueeze(-1) + columns.unsqueeze(-2)).flatten(-2)
-    if bias is not None:
-        scores = scores + bias.expand()[:, token].float()
-    weights = scores.softmax(-1)[..., prefix:].unflatten(-1, area)
+    chosen = AttentionTerms(
+        of_window(terms.q),
+        of_window(terms.k),
+        of_window(terms.v),
+        None if terms.logits is None else of_window(terms.logits),
+        None if terms.decomposed is None else (of_window(terms.decomposed[0]), of_window(terms.decomposed[1])),
+        terms.bias,
+    )
+    weights = attention_weights(chosen, slice(token, token + 1), prefix)[:, :, 0, prefix:].unflatten(-1, area)
     if not side:
         return weights
     whole = weights.new_zeros(*weights.shape[:2], h + side, w + side)

@@ -28,6 +28,7 @@ from adpe.evaluations.base import build_evaluation
 LAUNCHER = {
     "custom_imports",
     "evaluation",
+    "select_dataloader",
     "effective_batch",
     "record",
     "record_file",
@@ -38,8 +39,11 @@ LAUNCHER = {
 
 # Nothing is trained by the Runner.
 FROZEN = (
-    "configs/ade20k_knn_vitb.py", "configs/cifar10_knn.py", "configs/cifar10_linear.py",
-    "configs/demo/knn_segmentation.py", "configs/imagenet_knn_vitb.py",
+    "configs/ade20k_knn_vitb.py", "configs/cifar10_attentive.py", "configs/cifar10_ep.py", "configs/cifar10_knn.py",
+    "configs/cifar10_linear.py", "configs/cifar10_positions.py", "configs/demo/knn_segmentation.py",
+    "configs/imagenet_attentive_vitb.py", "configs/imagenet_ep_vitb.py", "configs/imagenet_knn_vitb.py",
+    "configs/cifar10_logistic.py", "configs/imagenet_lowshot_vitb.py",
+    "configs/imagenet_positions_vitb.py",
 )  # fmt: skip
 
 

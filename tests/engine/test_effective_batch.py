@@ -96,6 +96,20 @@ def test_everything_counted_in_iterations_is_multiplied():
     assert (cfg.default_hooks.checkpoint.interval, cfg.default_hooks.logger.interval) == (50, 10)
 
 
+@pytest.mark.parametrize(
+    ("scheduler", "wanted"),
+    [
+        ({"type": "AdPEFormulaScheduler", "formula": "probe_cosine", "warmup": 10, "lag": 1}, {"warmup": 80, "lag": 8}),
+        ({"type": "AdPETwoStageScheduler", "warmup": 5, "encoder_warmup": 7}, {"warmup": 40, "encoder_warmup": 56}),
+    ],
+)
+def test_formulas_of_the_step_are_stretched(scheduler, wanted):
+    """They were not: on one GPU of eight the rate fell to 0 after an eighth of the training, and rose again."""
+    cfg = config(param_scheduler=[{**scheduler, "total": 100, "by_epoch": False}])
+    apply_effective_batch(cfg, 1)
+    assert cfg.param_scheduler[0].to_dict() == {**scheduler, **wanted, "total": 800, "by_epoch": False}
+
+
 def test_epochs_stay_epochs():
     cfg = config(
         train_cfg={"by_epoch": True, "max_epochs": 400, "val_interval": 20},

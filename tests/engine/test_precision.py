@@ -30,6 +30,10 @@ from adpe.errors import UserError
 
 TRAINED = [name for name in CONFIGS if not config(name).get("evaluation")]
 SMALL = {"embed_dim": 32, "num_heads": 2}
+NARROW = {
+    "decoder_embed_dim": 32, "decoder_depth": 1, "decoder_num_heads": 2,
+    "predictor_embed_dim": 32, "predictor_depth": 1,
+}  # fmt: skip
 _losses: dict[str, list[float]] = {}
 
 
@@ -41,8 +45,7 @@ def shrunk(name: str) -> tuple[Config, Any]:
         if cfg.model.model.startswith("adpe_"):
             cfg.model.update(**SMALL, depth=2)
         if cfg.model.type == "AdPEPretraining":
-            if cfg.model.get("method") is None:
-                cfg.model.update(decoder_embed_dim=32, decoder_depth=1, decoder_num_heads=2)
+            cfg.model.update({key: value for key, value in NARROW.items() if key in cfg.model})
             crops = cfg.train_dataloader.dataset.crops
             if not cfg.model.model.startswith("adpe_"):
                 crops.size = 64

@@ -20,10 +20,23 @@ from adpe.engine.config import read_config
 from adpe.engine.launch import train_main
 from adpe.errors import UserError
 from adpe.evaluations.base import build_evaluation
-from adpe.evaluations.patch_probes import Standardisation, knn_predict, most_frequent, nearest, split_images, vote
+from adpe.evaluations.patch_probes import (
+    Standardisation,
+    fit_by_lbfgs,
+    is_kept,
+    knn_predict,
+    most_frequent,
+    nearest,
+    patch_labels,
+    split_images,
+    vote,
+)
 from adpe.evaluations.probe_transforms import AdPESquash
 from adpe.leaderboard.records import read_records
 from adpe.leaderboard.uncertainty.paired_images import metrics_of, read_per_image
+from adpe.parity.cases import GoldenCase
+
+GOLDENS = ROOT / "tests" / "goldens_systems" / "knn_segmentation"
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +118,25 @@ def test_standardised_features_have_no_scale():
     ours = Standardisation.of(bank)
     found = nearest(scaled(queries * factor), scaled(bank * factor), 3, "L2")
     assert torch.equal(found, nearest(ours(queries), ours(bank), 3, "L2"))
+
+
+@pytest.mark.parametrize("number", [1, 4, 7])
+def test_regression_on_an_accelerator_has_the_same_optimum(number: int):
+    """torch's L-BFGS, here on the CPU, against scikit-learn's in the reference's place."""
+    case = GoldenCase("logreg", GOLDENS / "logreg.npz", json.loads((GOLDENS / "meta.json").read_text()))
+    data, said = case.sibling("data").arrays, case.options
+    train, _ = split_images(said["images"], data["input.permutation"].long())
+    scaling = Standardisation.of(data["input.train_features"][train].flatten(0, 2))
+    features = scaling(data["input.train_features"].flatten(0, 2))
+    majority = most_frequent(patch_labels(data["input.train_labels"], said["patch_size"]))
+    kept = is_kept(majority, said["ignore_labels"])
+    classes, numbers = majority[kept].unique(return_inverse=True)
+    found = fit_by_lbfgs(features[kept], classes, numbers, said["C"][number], 20_000)
+    for ours, name in ((found.coefficient, "coefficient"), (found.intercept, "intercept")):
+        theirs = case.arrays[f"output.{name}.{number}"].numpy()
+        assert np.abs(ours - theirs).max() < 2e-4 * np.abs(theirs).max()
+    guess = found.predict(scaling(data["input.test_features"].flatten(0, 2)))
+    assert torch.equal(guess, case.arrays[f"output.prediction.{number}"].to(guess.dtype))
 
 
 def test_votes():

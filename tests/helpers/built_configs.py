@@ -59,8 +59,9 @@ def schedule(schedulers: str, length: int) -> list[float]:
         for one in json.loads(schedulers)
     ]
     rates = []
-    for _ in range(length):
+    for number in range(1, length + 1):
         rates.append(optimizer.param_groups[0]["lr"])
         for scheduler in built:
-            scheduler.step()
+            if not scheduler.by_epoch or number % EPOCH_LENGTH == 0:
+                scheduler.step()
     return rates

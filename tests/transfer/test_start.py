@@ -107,6 +107,8 @@ def test_images_are_normalised_as_in_pretraining(tmp_path) -> None:
         read_config(ADE20K, {"pretrained": file, **narrow(ADE20K)})
     with pytest.raises(UserError, match=r"dataset\.transform\.mean = .*0\.5, 0\.5, 0\.5"):
         read_config(IMAGENET, {"pretrained": file, **narrow(IMAGENET)})
+    with pytest.raises(UserError, match=r"AdPESquash.*mean = .*0\.5, 0\.5, 0\.5"):
+        read_config("configs/ade20k_knn_vitb.py", {"pretrained": file, **narrow(IMAGENET)})
     read_config(ADE20K, {"pretrained": file, **narrow(ADE20K), "model.data_preprocessor.mean": [127.5] * 3})
 
 

@@ -253,7 +253,8 @@ def _facts(cfg: Config) -> dict[str, Any]:
     classification = (cfg.get("record") or {}).get("task") == "classification"
     return {
         "backbone": backbone.get("model") or backbone.get("name") or backbone.get("type"),
-        "head": head.get("type") if isinstance(head, dict) else None,
+        # Without one of these keys the model itself is the head, as EoMT.
+        "head": head.get("type") if isinstance(head, dict) else (model.get("type") if model.get("backbone") else None),
         "crop": as_json(cfg.get("crop_size") or test_cfg.get("crop_size")),
         "test": test_cfg.get("mode"),
         "stride": as_json(test_cfg.get("stride")),

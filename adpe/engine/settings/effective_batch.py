@@ -11,6 +11,9 @@ from adpe.errors import UserError
 
 # Arguments of mmengine's schedulers that count iterations when by_epoch=False.
 _SCHEDULER_COUNTS = ("begin", "end", "T_max", "step_size", "total_steps")
+# Those of our own schedulers besides.
+_OWN_COUNTS = ("total", "warmup", "lag", "encoder_warmup")
+_OWN_SCHEDULERS = ("AdPEFormulaScheduler", "AdPETwoStageScheduler")
 _SCHEDULER_COUNT_LISTS = ("milestones", "periods")
 
 
@@ -115,6 +118,8 @@ def _multiply_iterations(cfg: Config, factor: int) -> None:
         if "Plateau" in str(scheduler.get("type")):
             raise UserError(f"param_scheduler {scheduler['type']} by iterations cannot be combined with accumulation.")
         _multiply(scheduler, _SCHEDULER_COUNTS, factor)
+        if scheduler.get("type") in _OWN_SCHEDULERS:
+            _multiply(scheduler, _OWN_COUNTS, factor)
         for name in _SCHEDULER_COUNT_LISTS:
             if name in scheduler:
                 scheduler[name] = [count * factor for count in scheduler[name]]

@@ -14,6 +14,8 @@ from adpe.transfer.initialisation import described_start, options_of_start
 
 # Models and backbones whose options are those of the encoder.
 ENCODERS = ("AdPEViT", "AdPEClassifier", "AdPEFrozenEncoder")
+# The transform that normalises where no data preprocessor does.
+_SQUASH = "AdPESquash"
 # Options of these beside the encoder's own.
 _OTHERS = (
     "type", "model", "init_cfg", "out_indices", "final_norm", "out_type", "frozen_stages", "global_pool", "frozen",
@@ -78,6 +80,9 @@ def normalisation(cfg: Config) -> dict[str, tuple[str, list[float], float]]:
         elif dataset.get("type") == "AdPEClassificationDataset":  # timm's transform
             values = (dataset.get("transform") or {}).get(name) or default
             found[name] = (f"val_dataloader.dataset.transform.{name}", list(values), 1.0)
+        elif squash := [s for s in dataset.get("pipeline") or [] if isinstance(s, dict) and s.get("type") == _SQUASH]:
+            values = squash[-1].get(name) or default
+            found[name] = (f"val_dataloader.dataset.pipeline: {_SQUASH}'s {name}", list(values), 1.0)
         elif dataset.get("type") == "AdPEImageDataset":
             values = (dataset.get("crops") or {}).get(name) or default
             found[name] = (f"train_dataloader.dataset.crops.{name}", list(values), 1.0)

@@ -19,10 +19,14 @@ from adpe.transfer.eomt.network import Prediction
 
 
 class Target(NamedTuple):
-    """One image's masks ``(n, H, W)`` bool, one for each class that is there, and their classes ``(n,)`` int64."""
+    """One image's masks ``(n, H, W)`` bool, one for each class that is there, and their classes ``(n,)`` int64.
+
+    Points outside of `labelled` ``(H, W)`` bool do not count; with None, as published, they lie outside of all masks.
+    """
 
     masks: Tensor
     labels: Tensor
+    labelled: Tensor | None = None
 
 
 class Points(NamedTuple):
@@ -135,6 +139,10 @@ class MaskCriterion(nn.Module):
         where = torch.rand(self.num_points, 2, device=logits.device) if drawn is None else drawn
         found = sample(logits, where.expand(len(logits), -1, -1))
         true = sample(target.masks.float(), where.expand(len(target.masks), -1, -1))
+        if target.labelled is not None:
+            counted = _counted(target.labelled, where[None])[0] > 0
+            if bool(counted.any()):
+                found, true = found[:, counted], true[:, counted]
         inside, outside = F.softplus(-found), F.softplus(found)  # losses for a target of 1, and of 0
         bce = (inside @ true.T + outside @ (1 - true).T) / found.shape[1]
         shares = found.sigmoid()
@@ -159,8 +167,16 @@ class MaskCriterion(nn.Module):
             for target, (_, columns), points in zip(targets, match, of, strict=True)
         ])  # fmt: skip
         found = sample(logits, where)
-        bce = F.binary_cross_entropy_with_logits(found, true, reduction="none").mean(1).sum() / total
+        bce = F.binary_cross_entropy_with_logits(found, true, reduction="none")
         shares = found.sigmoid()
+        if any(target.labelled is not None for target in targets):
+            counted = torch.cat([
+                torch.ones_like(points[..., 0]) if target.labelled is None else _counted(target.labelled, points)
+                for target, points in zip(targets, of, strict=True)
+            ])  # fmt: skip
+            bce = bce * counted * (counted.shape[1] / counted.sum(1, keepdim=True).clamp(min=1))
+            shares, true = shares * counted, true * counted
+        bce = bce.mean(1).sum() / total
         dice = 1 - (2 * (shares * true).sum(1) + 1) / (shares.sum(1) + true.sum(1) + 1)
         classes = prediction.classes.float()
         wanted = torch.full(classes.shape[:2], self.num_classes, device=classes.device)
@@ -187,6 +203,11 @@ class MaskCriterion(nn.Module):
             dist.all_reduce(count)
             count /= dist.get_world_size()
         return count.clamp(min=1)
+
+
+def _counted(labelled: Tensor, points: Tensor) -> Tensor:
+    """1 where points ``(M, K, 2)`` lie on labelled pixels of ``(H, W)``, else 0: ``(M, K)`` float32."""
+    return (sample(labelled[None].float().expand(len(points), -1, -1), points) > 0.5).float()
 
 
 def sample(maps: Tensor, points: Tensor) -> Tensor:
