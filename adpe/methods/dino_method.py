@@ -141,10 +141,9 @@ class DINO(PretrainingMethod):
         self.center.mul_(m).add_(mean_over_processes(teacher.float()), alpha=1 - m)
         self.spread.copy_(teacher.float().std(dim=0).mean() if len(teacher) > 1 else torch.ones(()))
 
-    def before_step(self, progress: Progress) -> None:
-        if progress.epoch < self.freeze_last_layer:
-            for parameter in self.student.head.last_layer.parameters():
-                parameter.grad = None
+    def resting(self, progress: Progress) -> list[nn.Parameter]:
+        last_layer = self.student.head.last_layer
+        return list(last_layer.parameters()) if progress.epoch < self.freeze_last_layer else []
 
     def after_step(self, progress: Progress) -> None:
         follow(self.teacher, self.student, cosine_to_one(self.momentum, progress.iteration, progress.iterations))

@@ -262,8 +262,10 @@ class SelfPatch(PretrainingMethod):
         """
         table, there = neighbour_table(*grid, self.neighbourhood == "torus")
         table, there = table.to(x.device), there.to(x.device)
-        unit = F.normalize(x.float(), dim=-1, eps=1e-12)
-        similarity = torch.einsum("bld,blnd->bln", unit, unit[:, table])
+        # Rounding to half precision would decide close ranks.
+        with torch.autocast(x.device.type, enabled=False):
+            unit = F.normalize(x.float(), dim=-1, eps=1e-12)
+            similarity = torch.einsum("bld,blnd->bln", unit, unit[:, table])
         columns = similarity.masked_fill(~there, -math.inf).topk(self.neighbours, dim=-1).indices
         chosen = table.expand(len(x), -1, -1).gather(2, columns)
         return similarity, columns, chosen, there.expand(len(x), -1, -1).gather(2, columns)
@@ -308,11 +310,10 @@ class SelfPatch(PretrainingMethod):
 
     # The engine --------------------------------------------------------------------------------------------------
 
-    def before_step(self, progress: Progress) -> None:
-        if progress.epoch < self.freeze_last_layer:
-            for head in (self.student.c_head, self.student.p_head):
-                for parameter in head.last_layer.parameters():
-                    parameter.grad = None
+    def resting(self, progress: Progress) -> list[nn.Parameter]:
+        if progress.epoch >= self.freeze_last_layer:
+            return []
+        return [*self.student.c_head.last_layer.parameters(), *self.student.p_head.last_layer.parameters()]
 
     def after_step(self, progress: Progress) -> None:
         follow(self.teacher, self.student, cosine_to_one(self.momentum, progress.iteration, progress.iterations))
