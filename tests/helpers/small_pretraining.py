@@ -19,10 +19,13 @@ from adpe.methods.base import PretrainingMethod, Progress
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def train_small(config: str, folder: Path, options: dict[str, Any] | None = None) -> Any:
-    """Two optimiser steps of a config of `configs/pretrain/` on eight random images of 32 pixels: the Runner."""
+def train_small(config: str, folder: Path, options: dict[str, Any] | None = None, resume: Path | None = None) -> Any:
+    """Two optimiser steps of a config of `configs/pretrain/` on eight random images of 32 pixels: the Runner.
+
+    With `resume`, a checkpoint of such a training in the same folder, what is left of it.
+    """
     images = folder / "images" / "train" / "cat"
-    images.mkdir(parents=True)
+    images.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     for i in range(8):
         Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(images / f"{i}.png")
@@ -33,8 +36,9 @@ def train_small(config: str, folder: Path, options: dict[str, Any] | None = None
         **(options or {}),
     }  # fmt: skip
     arguments = argparse.Namespace(
-        config=str(ROOT / "configs" / "pretrain" / f"{config}.py"), work_dir=str(folder / "work"),
-        cfg_options=options, launcher="none", resume=None, amp=None, seed=None, deterministic=False,
+        config=str(ROOT / "configs" / "pretrain" / f"{config}.py"),
+        work_dir=str(folder / ("again" if resume else "work")),
+        cfg_options=options, launcher="none", resume=resume and str(resume), amp=None, seed=None, deterministic=False,
     )  # fmt: skip
     return launch.train(arguments)
 

@@ -12,6 +12,7 @@ from torch import nn
 pytest.importorskip("mmengine")
 from built_configs import EPOCH_LENGTH, config, meta_model, schedule
 from safetensors import safe_open
+from same_training import assert_same_training
 from small_pretraining import resumes_exactly, steps, train_small, trains_in_bfloat16
 
 import adpe
@@ -129,6 +130,15 @@ def test_the_export_is_read_and_is_the_teacher_with_the_heads_norm(tmp_path: Pat
     encoder_of_run = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
     assert torch.equal(encoder.blocks[0].mlp.fc1.weight, encoder_of_run["blocks.0.mlp.fc1.weight"])
     assert encoder.forward_features(torch.rand(2, 3, 32, 32)).shape == (2, 64, 48)
+
+
+@pytest.mark.parametrize("name", ["cifar10_selfpatch", "cifar10_dino"])
+def test_a_resumed_run_ends_as_the_one_it_is_resumed_from(name: str, tmp_path: Path):
+    """Teacher, centres, moments, schedules, crops and colours, bit by bit, over the end of the frozen epoch."""
+    options = {**SMALL_RUN, "epochs": 2, "default_hooks.checkpoint.interval": 1}
+    train_small(name, tmp_path, options)
+    train_small(name, tmp_path, options, resume=tmp_path / "work" / "epoch_1.pth")
+    assert_same_training(tmp_path / "work" / "epoch_2.pth", tmp_path / "again" / "epoch_2.pth")
 
 
 def test_prototypes_rest_in_the_first_epoch():
