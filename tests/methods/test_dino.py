@@ -66,6 +66,24 @@ def test_two_steps_through_the_launcher(tmp_path: Path):
         assert all(key.startswith("encoder.") for key in [*file.keys()])
 
 
+@pytest.mark.parametrize("batch", [4, 2])
+def test_schedules_run_to_the_end_of_the_training(tmp_path: Path, batch: int):
+    """Three epochs under the Runner, with and without accumulation: rate and decay of the last iteration."""
+    options = {
+        "model.hidden": 32, "model.bottleneck": 16, "model.prototypes": 32, "epochs": 3, "warmup_epochs": 1,
+        "train_dataloader.batch_size": batch,
+    }  # fmt: skip
+    runner = train_small("cifar10_dino", tmp_path, options)
+    length = 8 // batch
+    assert runner.iter == 3 * length
+    decay, plain = runner.optim_wrapper.optimizer.param_groups
+    last, cosine = 3 * length - 1, lambda share: 0.5 * (1 + math.cos(math.pi * share))
+    rate = 1e-6 + (1e-3 - 1e-6) * cosine((last - length) / (2 * length))
+    assert [decay["lr"], plain["lr"]] == pytest.approx([rate] * 2)
+    assert decay["weight_decay"] == pytest.approx(0.4 + (0.04 - 0.4) * cosine(last / (3 * length)))
+    assert plain["weight_decay"] == 0
+
+
 def test_loss_by_hand():
     """Two prototypes, two global crops: the cross-entropies of the two pairs."""
     model = dino(prototypes=2, student_temp=0.5)
