@@ -13,6 +13,7 @@ from torch import Tensor
 from adpe.checkpoints.copies import unwrap
 from adpe.checkpoints.reading import read_metadata, training_config
 from adpe.checkpoints.tables import BEIT_TABLE
+from adpe.data.multicrop import first_group
 from adpe.errors import UserError
 from adpe.models.attention import RelativeQuery
 from adpe.models.factory import SIZES, encoder_options
@@ -226,9 +227,9 @@ def _training_options(config: Mapping[str, Any], width: int) -> dict[str, Any]:
 def _crop(config: Mapping[str, Any], patch: int) -> int:
     """Pixels of the crops of a pretraining config of ours; 0 if it does not say."""
     node: Any = config.get("train_dataloader")
-    for key in ("dataset", "crops", "size"):
+    for key in ("dataset", "crops"):
         node = node.get(key) if isinstance(node, Mapping) else None
-    return _side(node, patch)
+    return _side(first_group(node).get("size"), patch)
 
 
 def _side(size: Any, patch: int) -> int:

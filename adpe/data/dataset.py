@@ -91,7 +91,7 @@ class AdPEImageDataset(Dataset):
             (crops,) = self.crops
             boxes = crops.sample(image.height, image.width, generator)
             maps = self.maps.crops(delivered, (image.height, image.width), boxes, crops.size)
-            inputs: Any = [crops.apply(image, boxes), maps]
+            inputs: Any = [crops.apply(image, boxes, generator), maps]
         else:
             groups = [crops(image, generator) for crops in self.crops]
             inputs = groups if self.grouped else groups[0]

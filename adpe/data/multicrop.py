@@ -10,6 +10,7 @@ import math
 import random
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from adpe.data.color import ColorAugmentation
 from adpe.errors import UserError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -68,6 +70,13 @@ def _scale_and_shift(mean: tuple[float, ...], std: tuple[float, ...], device: to
     return scale[:, None, None], shift[:, None, None]
 
 
+def first_group(crops: Any) -> dict[str, Any]:
+    """Of a config's ``crops``, which are one group or a list of them: the first, whose crops are the largest."""
+    if isinstance(crops, (list, tuple)):
+        crops = crops[0] if crops else None
+    return crops if isinstance(crops, dict) else {}
+
+
 class MultiCrop:
     """`num_crops` random resized crops with flip and normalisation from one decoded image.
 
@@ -82,6 +91,8 @@ class MultiCrop:
         std: likewise.
         normalize: ``"cpu"`` returns float32 normalised crops; ``"device"`` returns uint8, a quarter of the bytes to
             hand over, for the model side to pass through `normalize_crops`.
+        color: arguments of :class:`adpe.data.color.ColorAugmentation` for all crops, or a list with one for each; what
+            it draws comes after all boxes.
         resize: ``"torch"`` gives the values of torchvision on uint8 tensors; ``"pillow"`` those of torchvision on
             Pillow images, at about half the speed. Both round after each of the two passes, and differ by at most 1 of
             255 where Pillow takes rows first, like torch; recent Pillow takes columns first where that is cheaper,
@@ -103,6 +114,7 @@ class MultiCrop:
         std: Sequence[float] = IMAGENET_STD,
         normalize: str = "cpu",
         resize: str = "torch",
+        color: dict[str, Any] | Sequence[dict[str, Any]] | None = None,
     ) -> None:
         _expect(isinstance(size, int) and size > 0, "size", size, "a positive number of pixels")
         _expect(isinstance(num_crops, int) and num_crops > 0, "num_crops", num_crops, "a positive number")
@@ -118,10 +130,15 @@ class MultiCrop:
         self.scale, self.ratio = tuple(scale), tuple(ratio)
         self.mean, self.std = tuple(mean), tuple(std)
         self.normalize, self.resize = normalize, resize
+        colors = [color] * num_crops if color is None or isinstance(color, dict) else list(color)
+        _expect(
+            len(colors) == num_crops, "color", color, f"one entry for each of the {num_crops} crops, or one for all"
+        )
+        self.colors = [None if one is None else ColorAugmentation(**one) for one in colors]
 
     def __call__(self, image: Image.Image, generator: random.Random) -> Tensor:
         """Crops of `image`: (K, 3, size, size) float32 normalised, or uint8 with ``normalize="device"``."""
-        return self.apply(image, self.sample(image.height, image.width, generator))
+        return self.apply(image, self.sample(image.height, image.width, generator), generator)
 
     def sample(self, height: int, width: int, generator: random.Random) -> list[CropBox]:
         """Draw the K crops of an image of `height` x `width` pixels."""
@@ -143,14 +160,17 @@ class MultiCrop:
             w = round(height * self.ratio[1])
         return (height - h) // 2, (width - w) // 2, h, w
 
-    def apply(self, image: Image.Image, boxes: Sequence[CropBox]) -> Tensor:
-        """The given crops of `image`, as `__call__` returns them."""
+    def apply(self, image: Image.Image, boxes: Sequence[CropBox], generator: random.Random | None = None) -> Tensor:
+        """The given crops of `image`, as `__call__` returns them; in other colours only with a `generator`."""
         image = image if image.mode == "RGB" else image.convert("RGB")
         resize = self._resize_pillow if self.resize == "pillow" else self._resize_torch
         dtype = torch.uint8 if self.normalize == "device" else torch.float32
         crops = torch.empty(len(boxes), 3, self.size, self.size, dtype=dtype)
-        for out, crop, (*_, flipped) in zip(crops.unbind(), resize(image, boxes), boxes, strict=True):
-            out.copy_(crop.flip(-1) if flipped else crop)
+        colors = self.colors if generator is not None else [None] * len(boxes)
+        made = zip(crops.unbind(), resize(image, boxes), boxes, colors, strict=True)
+        for out, crop, (*_, flipped), color in made:
+            crop = crop.flip(-1) if flipped else crop
+            out.copy_(crop if color is None or generator is None else color(crop, generator))
         return crops if self.normalize == "device" else _normalize_(crops, self.mean, self.std)
 
     def _resize_torch(self, image: Image.Image, boxes: Sequence[CropBox]) -> Iterator[Tensor]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from adpe.data.multicrop import first_group
 from adpe.engine.hooks.recording import config_sha256
 from adpe.engine.settings.start import normalisation
 from adpe.engine.unwrapped import unwrapped
@@ -60,7 +61,7 @@ def _pretraining_size(cfg: Any, model: nn.Module) -> tuple[int, int] | None:
     if seen is not None:
         return (int(seen[0]), int(seen[1]))
     dataset = (cfg.get("train_dataloader") or {}).get("dataset") or {}
-    crops = (dataset.get("dataset") or dataset).get("crops") or {}
+    crops = first_group((dataset.get("dataset") or dataset).get("crops"))
     return (crops["size"],) * 2 if isinstance(crops.get("size"), int) else None
 
 

@@ -99,8 +99,14 @@ class PretrainingMethod(nn.Module):
             raise TypeError(f"{type(self).__name__} has no paramwise_cfg {', '.join(sorted(options))}.")
         return decay_groups(self, lr, weight_decay)
 
+    def resting(self, progress: Progress) -> Iterable[nn.Parameter]:
+        """Trainable parameters that a step leaves alone: no update, weight decay or moments."""
+        return []
+
     def before_step(self, progress: Progress) -> None:
-        """Runs before every optimiser step, after clipping: gradients may be dropped."""
+        """Runs before every optimiser step, after clipping: drops the gradients of what is :meth:`resting`."""
+        for parameter in self.resting(progress):
+            parameter.grad = None
 
     def after_step(self, progress: Progress) -> None:
         """Runs after every optimiser step, on every process: a projection, a teacher's moving average."""

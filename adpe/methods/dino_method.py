@@ -20,6 +20,7 @@ from adpe.methods.dino import (
     distillation,
     flatten_crops,
     follow,
+    init_encoder,
     mean_over_processes,
     teacher_temperature,
 )
@@ -91,6 +92,7 @@ class DINO(PretrainingMethod):
             raise ValueError("DINO needs a class token, no windows and no classes.")
         if min(student_temp, teacher_temp, warmup_teacher_temp) <= 0:
             raise ValueError("temperatures must be positive.")
+        init_encoder(encoder)
         head = DINOHead(encoder.embed_dim, prototypes, hidden, bottleneck, norm_last_layer)
         self.student = ClassTokenNetwork(encoder, head)
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
@@ -141,10 +143,9 @@ class DINO(PretrainingMethod):
         self.center.mul_(m).add_(mean_over_processes(teacher.float()), alpha=1 - m)
         self.spread.copy_(teacher.float().std(dim=0).mean() if len(teacher) > 1 else torch.ones(()))
 
-    def before_step(self, progress: Progress) -> None:
-        if progress.epoch < self.freeze_last_layer:
-            for parameter in self.student.head.last_layer.parameters():
-                parameter.grad = None
+    def resting(self, progress: Progress) -> list[nn.Parameter]:
+        last_layer = self.student.head.last_layer
+        return list(last_layer.parameters()) if progress.epoch < self.freeze_last_layer else []
 
     def after_step(self, progress: Progress) -> None:
         follow(self.teacher, self.student, cosine_to_one(self.momentum, progress.iteration, progress.iterations))

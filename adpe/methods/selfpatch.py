@@ -23,6 +23,7 @@ from adpe.methods.dino import (
     distillation,
     flatten_crops,
     follow,
+    init_encoder,
     init_normal,
     mean_over_processes,
     teacher_temperature,
@@ -202,6 +203,7 @@ class SelfPatch(PretrainingMethod):
             )
         if min(student_temp, teacher_temp, warmup_teacher_temp) <= 0 or patch_loss_weight < 0:
             raise ValueError("temperatures must be positive, and patch_loss_weight not negative.")
+        init_encoder(encoder)
         encoder.norm.requires_grad_(False)  # the head's norm takes its place
         self.student = Network(encoder, prototypes, patch_prototypes, hidden, bottleneck, norm_last_layer)
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
@@ -262,8 +264,10 @@ class SelfPatch(PretrainingMethod):
         """
         table, there = neighbour_table(*grid, self.neighbourhood == "torus")
         table, there = table.to(x.device), there.to(x.device)
-        unit = F.normalize(x.float(), dim=-1, eps=1e-12)
-        similarity = torch.einsum("bld,blnd->bln", unit, unit[:, table])
+        # Rounding to half precision would decide close ranks.
+        with torch.autocast(x.device.type, enabled=False):
+            unit = F.normalize(x.float(), dim=-1, eps=1e-12)
+            similarity = torch.einsum("bld,blnd->bln", unit, unit[:, table])
         columns = similarity.masked_fill(~there, -math.inf).topk(self.neighbours, dim=-1).indices
         chosen = table.expand(len(x), -1, -1).gather(2, columns)
         return similarity, columns, chosen, there.expand(len(x), -1, -1).gather(2, columns)
@@ -308,11 +312,10 @@ class SelfPatch(PretrainingMethod):
 
     # The engine --------------------------------------------------------------------------------------------------
 
-    def before_step(self, progress: Progress) -> None:
-        if progress.epoch < self.freeze_last_layer:
-            for head in (self.student.c_head, self.student.p_head):
-                for parameter in head.last_layer.parameters():
-                    parameter.grad = None
+    def resting(self, progress: Progress) -> list[nn.Parameter]:
+        if progress.epoch >= self.freeze_last_layer:
+            return []
+        return [*self.student.c_head.last_layer.parameters(), *self.student.p_head.last_layer.parameters()]
 
     def after_step(self, progress: Progress) -> None:
         follow(self.teacher, self.student, cosine_to_one(self.momentum, progress.iteration, progress.iterations))

@@ -21,6 +21,7 @@ from torch import nn
 from adpe.engine.hooks.label_guard import _labels
 from adpe.engine.launch import test_main as evaluate
 from adpe.engine.launch import train_main
+from adpe.errors import UserError
 
 GUARDS = [
     "finite_loss", "learning_rate_guard", "gradient_guard", "adversary_guard", "collapse_guard", "evaluation_guard",
@@ -140,6 +141,30 @@ def test_parameters_without_a_gradient_are_listed(tmp_path, capsys):
     )
     assert "find_unused_parameters = True" in error and "default_hooks.gradient_guard=None" in error
     assert train(tmp_path, capsys, UNUSED, *off("gradient_guard"))[0] == 0
+
+
+def test_parameters_that_rest_are_exempt_and_no_others(tmp_path):
+    """Prototypes of DINO are frozen for the first epoch; a forgotten parameter beside them is still told of."""
+    from mmengine.hooks import Hook
+    from mmengine.registry import HOOKS
+    from small_pretraining import train_small
+
+    options = {"model.hidden": 32, "model.bottleneck": 16, "model.prototypes": 32}
+    assert train_small("cifar10_dino", tmp_path / "rests", options).iter == 2
+
+    @HOOKS.register_module(force=True)
+    class TinyLosesABias(Hook):
+        def before_train(self, runner: Any) -> None:
+            bias = runner.model.model.student.head.mlp[0].bias
+            runner.optim_wrapper.optimizer.register_step_pre_hook(lambda *_: setattr(bias, "grad", None))
+
+        priority = "VERY_HIGH"
+
+    (tmp_path / "loses").mkdir()
+    with pytest.raises(UserError, match=r"1 parameters .* model\.student\.head\.mlp\.0\.bias\. "):
+        train_small("cifar10_dino", tmp_path / "loses", {**options, "custom_hooks": [
+            {"type": "AdPEEpochHook"}, {"type": "TinyLosesABias"}
+        ]})  # fmt: skip
 
 
 def test_unused_parameters_that_the_config_allows_are_told_of(tmp_path, capsys):

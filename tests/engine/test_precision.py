@@ -32,7 +32,7 @@ TRAINED = [name for name in CONFIGS if not config(name).get("evaluation")]
 SMALL = {"embed_dim": 32, "num_heads": 2}
 NARROW = {
     "decoder_embed_dim": 32, "decoder_depth": 1, "decoder_num_heads": 2,
-    "predictor_embed_dim": 32, "predictor_depth": 1,
+    "predictor_embed_dim": 32, "predictor_depth": 1, "prototypes": 64, "patch_prototypes": 32,
 }  # fmt: skip
 _losses: dict[str, list[float]] = {}
 
@@ -46,7 +46,18 @@ def shrunk(name: str) -> tuple[Config, Any]:
             cfg.model.update(**SMALL, depth=2)
         if cfg.model.type == "AdPEPretraining":
             cfg.model.update({key: value for key, value in NARROW.items() if key in cfg.model})
-            crops = cfg.train_dataloader.dataset.crops
+            if "prototypes" in cfg.model:
+                cfg.model.update(hidden=32, bottleneck=16)
+            data = cfg.train_dataloader.dataset
+            if data.type == "AdPEMultiBandDataset":
+                sides = [(2, data.views.global_size), (2, data.views.local_size)]
+                return cfg, {"inputs": [torch.rand(2, count, 14, side, side) for count, side in sides]}
+            crops = data.crops
+            if isinstance(crops, list):
+                return cfg, {"inputs": [
+                    torch.randint(0, 256, (2, 2, 3, group.size, group.size), dtype=torch.uint8)
+                    for group in crops
+                ]}  # fmt: skip
             if not cfg.model.model.startswith("adpe_"):
                 crops.size = 64
                 cfg.model.update(radius=5, layers=[1, 1, 1, 1], channels=[8, 16, 16, 32])

@@ -84,7 +84,8 @@ class AdPELearningRateGuard(Hook):
 class AdPEGradientGuard(Hook):
     """Stops at the first optimizer step, before it is taken, if trainable parameters have no gradient or no group.
 
-    With ``find_unused_parameters = True`` in the config, parameters without a gradient are only told of.
+    Parameters that a pretraining method lets rest in that step are exempt. With ``find_unused_parameters = True`` in
+    the config, parameters without a gradient are only told of.
     """
 
     def before_train(self, runner: Any) -> None:
@@ -103,11 +104,14 @@ class AdPEGradientGuard(Hook):
 
         def look(optimizer: torch.optim.Optimizer, *_: Any) -> None:
             handles.pop(id(optimizer)).remove()
+            method = getattr(unwrapped(runner.model), "model", None)
+            resting = method.resting(training_progress()) if isinstance(method, PretrainingMethod) else ()
+            rest = {id(parameter) for parameter in resting}
             without = [
                 names.get(id(parameter), "(not of the model)")
                 for group in optimizer.param_groups
                 for parameter in group["params"]
-                if parameter.requires_grad and parameter.grad is None
+                if parameter.requires_grad and parameter.grad is None and id(parameter) not in rest
             ]
             if without:
                 self._report(runner, without)

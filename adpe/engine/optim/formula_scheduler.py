@@ -59,6 +59,10 @@ class AdPEFormulaScheduler(_ParamScheduler):
         """The scheduler by iteration of a config by epoch, as mmengine asks for it."""
         if not by_epoch:
             raise UserError("param_scheduler: convert_to_iter_based needs by_epoch=True.")
+        # The Runner gives every scheduler an `end`, in epochs here.
+        for key in ("begin", "end"):
+            if options.get(key, INF) != INF:
+                options[key] *= epoch_length
         return cls(optimizer, total=total * epoch_length, warmup=warmup * epoch_length, by_epoch=False, **options)
 
     def _get_value(self) -> list[float]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from mmengine.config import Config
 
-from adpe.data.multicrop import IMAGENET_MEAN, IMAGENET_STD
+from adpe.data.multicrop import IMAGENET_MEAN, IMAGENET_STD, first_group
 from adpe.errors import UserError
 from adpe.models.factory import encoder_options
 from adpe.transfer.initialisation import described_start, options_of_start
@@ -84,7 +84,7 @@ def normalisation(cfg: Config) -> dict[str, tuple[str, list[float], float]]:
             values = squash[-1].get(name) or default
             found[name] = (f"val_dataloader.dataset.pipeline: {_SQUASH}'s {name}", list(values), 1.0)
         elif dataset.get("type") == "AdPEImageDataset":
-            values = (dataset.get("crops") or {}).get(name) or default
+            values = first_group(dataset.get("crops")).get(name) or default
             found[name] = (f"train_dataloader.dataset.crops.{name}", list(values), 1.0)
     return found
 
