@@ -18,6 +18,7 @@ SYSTEMS = {
     "linear_segmentation": "adpe.parity.linear_segmentation",
     "mapet": "adpe.parity.mapet",
     "mfm": "adpe.parity.mfm",
+    "parti": "adpe.parity.parti",
     "pixio": "adpe.parity.pixio",
     "sdssl": "adpe.parity.sdssl",
     "selfpatch": "adpe.parity.selfpatch",
