@@ -50,11 +50,14 @@ class PretrainingMethod(nn.Module):
         encoder: what is pretrained.
         unit_pixels: views have pixels in [0, 1] instead of pixels normalised by the preprocessor's mean and std.
         own_normalisation: mean and std by which a method with `unit_pixels` normalises what its encoder sees.
+        whole_batch: the loss compares the images of a pass with each other, so that a batch which is divided over
+            passes (accumulation) has another loss.
     """
 
     encoder: Any
     unit_pixels: ClassVar[bool] = False
     own_normalisation: ClassVar[tuple[tuple[float, ...], tuple[float, ...]] | None] = None
+    whole_batch: ClassVar[bool] = False
 
     @classmethod
     def build(cls, model: str, encoder_options: dict[str, Any], **options: Any) -> PretrainingMethod:
