@@ -131,7 +131,9 @@ class MultiCrop:
         self.mean, self.std = tuple(mean), tuple(std)
         self.normalize, self.resize = normalize, resize
         colors = [color] * num_crops if color is None or isinstance(color, dict) else list(color)
-        _expect(len(colors) == num_crops, "color", color, f"one entry for each of the {num_crops} crops, or one for all")
+        _expect(
+            len(colors) == num_crops, "color", color, f"one entry for each of the {num_crops} crops, or one for all"
+        )
         self.colors = [None if one is None else ColorAugmentation(**one) for one in colors]
 
     def __call__(self, image: Image.Image, generator: random.Random) -> Tensor:
@@ -158,9 +160,7 @@ class MultiCrop:
             w = round(height * self.ratio[1])
         return (height - h) // 2, (width - w) // 2, h, w
 
-    def apply(
-        self, image: Image.Image, boxes: Sequence[CropBox], generator: random.Random | None = None
-    ) -> Tensor:
+    def apply(self, image: Image.Image, boxes: Sequence[CropBox], generator: random.Random | None = None) -> Tensor:
         """The given crops of `image`, as `__call__` returns them; in other colours only with a `generator`."""
         image = image if image.mode == "RGB" else image.convert("RGB")
         resize = self._resize_pillow if self.resize == "pillow" else self._resize_torch

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from adpe.models.vit import VisionTransformer
+
 
 class DINOHead(nn.Module):
     """Linear layers with GELU, division by the L2 norm, and prototypes of unit length.
@@ -55,6 +57,22 @@ def init_normal(module: nn.Module) -> None:
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+
+
+@torch.no_grad()
+def init_encoder(encoder: VisionTransformer) -> None:
+    """DINO's initialisation in place of MAE's: linear weights, positions and tokens normal with std 0.02, biases 0.
+
+    The patch convolution has torch's default. Without a class token its row of the table, which nothing reads, is 0.
+    """
+    encoder.apply(init_normal)
+    encoder.patch_embed.proj.reset_parameters()
+    if encoder.cls_token is not None:
+        nn.init.trunc_normal_(encoder.cls_token, std=0.02)
+    if encoder.pos_embed is not None:
+        nn.init.trunc_normal_(encoder.pos_embed, std=0.02)
+        if encoder.cls_token is None:
+            encoder.pos_embed[:, 0] = 0
 
 
 def flatten_crops(views: Sequence[Tensor]) -> list[Tensor]:

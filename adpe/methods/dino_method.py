@@ -20,6 +20,7 @@ from adpe.methods.dino import (
     distillation,
     flatten_crops,
     follow,
+    init_encoder,
     mean_over_processes,
     teacher_temperature,
 )
@@ -91,6 +92,7 @@ class DINO(PretrainingMethod):
             raise ValueError("DINO needs a class token, no windows and no classes.")
         if min(student_temp, teacher_temp, warmup_teacher_temp) <= 0:
             raise ValueError("temperatures must be positive.")
+        init_encoder(encoder)
         head = DINOHead(encoder.embed_dim, prototypes, hidden, bottleneck, norm_last_layer)
         self.student = ClassTokenNetwork(encoder, head)
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)

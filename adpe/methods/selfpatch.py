@@ -23,6 +23,7 @@ from adpe.methods.dino import (
     distillation,
     flatten_crops,
     follow,
+    init_encoder,
     init_normal,
     mean_over_processes,
     teacher_temperature,
@@ -202,6 +203,7 @@ class SelfPatch(PretrainingMethod):
             )
         if min(student_temp, teacher_temp, warmup_teacher_temp) <= 0 or patch_loss_weight < 0:
             raise ValueError("temperatures must be positive, and patch_loss_weight not negative.")
+        init_encoder(encoder)
         encoder.norm.requires_grad_(False)  # the head's norm takes its place
         self.student = Network(encoder, prototypes, patch_prototypes, hidden, bottleneck, norm_last_layer)
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,27 +41,33 @@ def train_small(config: str, folder: Path, options: dict[str, Any] | None = None
 
 def steps(
     method: PretrainingMethod,
-    images: Tensor,
+    images: Tensor | Sequence[Tensor],
     count: int,
     lr: float = 1e-3,
     seed: int = 0,
     progress: Progress = Progress(),  # noqa: B008
 ) -> list[dict[str, float]]:
-    """What `count` AdamW steps on the same ``(B, 3, H, W)`` images log, one entry a step."""
+    """What `count` AdamW steps on the same ``(B, 3, H, W)`` images, or groups of views, log, one entry a step."""
     torch.manual_seed(seed)
     optimizer = torch.optim.AdamW(method.parameter_groups(lr, 0.05), lr=lr, betas=(0.9, 0.95))
     logged = []
     for _ in range(count):
-        losses = method.losses([images.unsqueeze(1)], progress)
+        losses = method.losses(as_views(images), progress)
         optimizer.zero_grad()
         torch.stack([value for name, value in losses.items() if "loss" in name]).sum().backward()
+        method.before_step(progress)
         optimizer.step()
         method.after_step(progress)
         logged.append({name: float(value.detach()) for name, value in losses.items()})
     return logged
 
 
-def resumes_exactly(method: PretrainingMethod, images: Tensor) -> bool:
+def as_views(images: Tensor | Sequence[Tensor]) -> Sequence[Tensor]:
+    """Images ``(B, 3, H, W)`` as one group of one crop each; groups as they are."""
+    return [images.unsqueeze(1)] if isinstance(images, Tensor) else images
+
+
+def resumes_exactly(method: PretrainingMethod, images: Tensor | Sequence[Tensor]) -> bool:
     """Whether a copy that is given the state after two steps makes the third one as the original does."""
     fresh = copy.deepcopy(method)
     steps(method, images, 2)
@@ -70,14 +77,15 @@ def resumes_exactly(method: PretrainingMethod, images: Tensor) -> bool:
     return one == other and all(torch.equal(value, state[name]) for name, value in method.state_dict().items())
 
 
-def trains_in_bfloat16(method: PretrainingMethod, images: Tensor) -> bool:
+def trains_in_bfloat16(method: PretrainingMethod, images: Tensor | Sequence[Tensor]) -> bool:
     """Under autocast and with recomputed blocks: the float32 losses to 2 %, and finite float32 gradients everywhere."""
-    losses = []
+    losses, state = [], copy.deepcopy(method.state_dict())
     for autocast in (False, True):
+        method.load_state_dict(state)  # with centres as before the first pass
         method.encoder.set_grad_checkpointing(autocast)
         torch.manual_seed(1)
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            losses.append(method.losses([images.unsqueeze(1)]))
+            losses.append(method.losses(as_views(images)))
     objective = {name: value for name, value in losses[1].items() if "loss" in name}
     torch.stack(list(objective.values())).sum().backward()
     gradients = [parameter.grad for parameter in method.parameters() if parameter.requires_grad]
