@@ -56,9 +56,9 @@ class Losses(NamedTuple):
 class SDSSL(PretrainingMethod):
     """Self-distillation from the last layer to the others.
 
-    BatchNorms, and the contrastive losses, compare the images of one pass: a batch may be divided over processes, whose
-    targets are gathered, but not over passes. Several GPUs need ``sync_bn="torch"`` in the config; on CPUs every process
-    has BatchNorms of its own.
+    BatchNorms and contrastive losses compare the images of one pass: a batch may be divided over processes, whose
+    targets are gathered, but not over passes. Several GPUs need ``sync_bn="torch"`` in the config; on CPUs every
+    process has BatchNorms of its own.
 
     Args:
         encoder: a :class:`VisionTransformer` with a class token; its positions become the row-first sine-cosine table,
@@ -161,7 +161,7 @@ class SDSSL(PretrainingMethod):
     def parts(self, first: Tensor, second: Tensor, weight: float) -> Losses:
         """The losses of two views ``(B, 3, H, W)``; the order of passes is the reference's, as BatchNorms see it."""
         if self.base == "simclr":
-            return self._simclr(torch.cat([first, second]))
+            return self.contrast(F.normalize(self.project(torch.cat([first, second])).float(), dim=-1))
         target_first = self.of_teacher(first)
         projected_second = self.project(second)
         target_second = self.of_teacher(second)
@@ -214,12 +214,12 @@ class SDSSL(PretrainingMethod):
         keys, offset = _gathered(target)
         return moco_losses(predictions, keys, offset, self.temperature)
 
-    def _simclr(self, images: Tensor) -> Losses:
-        vectors = F.normalize(self.project(images).float(), dim=-1)
+    def contrast(self, vectors: Tensor) -> Losses:
+        """SimCLR's losses of unit vectors ``(layers, 2 B, E)``, the first view's before the second's."""
         self._note(vectors[-1])
         others = _others(vectors[-1], self.gather_gradients)
         last = simclr_losses(vectors[-1:], vectors[-1], others, self.temperature).mean()
-        zero = images.new_zeros(())
+        zero = last.new_zeros(())
         if not self.self_distillation:
             return Losses(last, zero, zero)
         stopped = simclr_losses(vectors[:-1], vectors[-1].detach(), others.detach(), self.temperature)

@@ -1,4 +1,4 @@
-"""The pretraining recipe of SDSSL (arXiv 2111.12958): MoCo v3, BYOL or SimCLR on a ViT, earlier layers taught by the last.
+"""The pretraining recipe of SDSSL (arXiv 2111.12958): MoCo v3, BYOL or SimCLR, earlier layers taught by the last.
 
 Two crops of 224 pixels in colours of their own; AdamW, the rate rises over 40 of 300 epochs and falls by half a cosine
 to 0, weight decay 0.1, no clipping, float32. The weight of the earlier layers rises from 0 over the whole training.

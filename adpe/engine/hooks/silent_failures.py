@@ -225,7 +225,7 @@ class AdPEBatchGuard(Hook):
     def before_train(self, runner: Any) -> None:
         method, passes = getattr(unwrapped(runner.model), "model", None), accumulation(runner.optim_wrapper)
         if isinstance(method, PretrainingMethod) and method.whole_batch and passes > 1:
-            images = runner.train_dataloader.batch_size
+            images = runner.cfg.train_dataloader.batch_size
             raise UserError(
                 f"{method.title} compares the images of a pass with each other, and accumulation over {passes} passes "
                 f"would leave {images} of {images * passes}: set train_dataloader.batch_size={images * passes}, start "
