@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adpe.errors import UserError
-from adpe.methods.public_decoders import ClassToCodes, TextDecoder
-from adpe.methods.quantizers import MovingQuantizer, Quantizer, adversarial_losses
-from adpe.methods.sequences import TextToCodes, guided, keep_top_k
-from adpe.methods.vitvq import ViTVQ
+from adpe.methods.parti.public_decoders import ClassToCodes, TextDecoder
+from adpe.methods.parti.quantizers import MovingQuantizer, Quantizer, adversarial_losses
+from adpe.methods.parti.sequences import TextToCodes, guided, keep_top_k
+from adpe.methods.parti.vitvq import ViTVQ
 from adpe.parity.cases import CaseResult, GoldenCase, compare_gradients, largest_error, relative_error
 from adpe.parity.training import compare_step, compare_trajectory
 
@@ -92,9 +92,11 @@ def _tokenizer(case: GoldenCase) -> ViTVQ:
         said["img_size"], said["patch_size"], said["dim"], said["depth"], said["heads"], said["dim_head"],
         said["mlp_dim"], said["codes"], said["code_dim"], straight_through="latent", mlp_activation="tanh",
         two_layer_head=False, l1=weights["l1"], l2=weights["l2"], codebook_weight=weights["codebook"],
+        codebook="gradient",
     )  # fmt: skip
     missing, unexpected = model.load_state_dict(_to_our_names(case.group("param.")), strict=False)
-    if unexpected or [name for name in missing if name != "used"]:
+    missing = [name for name in missing if name not in ("used", "last_used", "number_of_pass")]
+    if unexpected or missing:
         raise UserError(f"Case {case.name}: parameters {unexpected[:3]} are unknown, {missing[:3]} missing.")
     return model.train()
 
@@ -144,18 +146,18 @@ def _adversarial(case: GoldenCase) -> CaseResult:
 def _ema(case: GoldenCase) -> CaseResult:
     said, data = case.options, case.arrays
     codes, code_dim = data["input.codebook"].shape
-    x = data["input.x"].clone().requires_grad_()
-    quantizer = MovingQuantizer(
-        x.shape[-1], codes, code_dim, said["decay"], said["commitment_weight"], said["smoothing"]
-    )  # fmt: skip
+    quantizer = MovingQuantizer(codes, code_dim, said["decay"], said["commitment_weight"], said["smoothing"])
     state = {name: data[f"input.{name}"] for name in ("codebook", "cluster_size", "embed_avg")}
-    quantizer.load_state_dict({**case.group("param."), **state})
-    found = quantizer.train()(x)
-    (found.loss + (found.codes * data["input.cotangent"]).sum()).backward()
-    ours: dict[str, Tensor] = {name: p.grad for name, p in quantizer.named_parameters() if p.grad is not None}
-    assert x.grad is not None
-    gradients, remark = compare_gradients({**ours, "x": x.grad}, case.group("grad."))
-    pairs = {"quantised": found.codes, "loss": found.loss, **{name: getattr(quantizer, name) for name in state}}
+    quantizer.load_state_dict(state)
+    # The public code has the two projections, which are the tokenizer's here, inside the codebook.
+    leaves = {**case.group("param."), "x": data["input.x"]}
+    leaves = {name: tensor.clone().requires_grad_() for name, tensor in leaves.items()}
+    found = quantizer.train()(F.linear(leaves["x"], leaves["project_in.weight"], leaves["project_in.bias"]))
+    quantised = F.linear(found.codes, leaves["project_out.weight"], leaves["project_out.bias"])
+    (found.loss + (quantised * data["input.cotangent"]).sum()).backward()
+    ours: dict[str, Tensor] = {name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
+    gradients, remark = compare_gradients(ours, case.group("grad."))
+    pairs = {"quantised": quantised, "loss": found.loss, **{name: getattr(quantizer, name) for name in state}}
     return case.result({
         "outputs": largest_error(relative_error(value, data[f"output.{name}"]) for name, value in pairs.items()),
         "exact": relative_error(found.indices, data["output.indices"]), "gradients": gradients,

@@ -1,7 +1,7 @@
 """Sequence models over image tokens: text to image with an encoder and a decoder (Parti, arXiv 2206.10789), and sampling.
 
 Models of twenty billion parameters are out of reach; these are the honest minimum, for tokens of the suite's own
-tokenizers. Two public decoders are in :mod:`adpe.methods.public_decoders`, for parity.
+tokenizers. Two public decoders are in :mod:`adpe.methods.parti.public_decoders`, for parity.
 """
 
 from __future__ import annotations

@@ -53,10 +53,11 @@ class Quantizer(nn.Module):
         return F.normalize(self.embedding.weight, dim=-1) if self.normalise else self.embedding.weight
 
     def forward(self, z: Tensor) -> Quantised:
-        """Latents ``(B, L, c)``; distances are computed in float32."""
-        unit = F.normalize(z.float(), dim=-1) if self.normalise else z.float()
+        """Latents ``(B, L, c)``; distances are computed in float32, whatever autocast says."""
+        z = z.float()
+        unit = F.normalize(z, dim=-1) if self.normalise else z
         table = self.table()
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
             distance = table.square().sum(dim=-1) - 2 * unit @ table.T
             indices = distance.argmin(dim=-1)
         codes = table[indices]
@@ -70,15 +71,15 @@ class Quantizer(nn.Module):
 
 
 class MovingQuantizer(nn.Module):
-    """A codebook on the sphere that follows its latents by moving averages, between two projections.
+    """A codebook on the sphere that follows its latents by moving averages, over all processes.
 
     Args:
-        dim: width of what comes in.
         codes: K.
         code_dim: c.
         decay: of the averages.
         commitment_weight: of the loss.
         smoothing: of the counts.
+        restart: share of the mean count under which a code is given a random latent of the batch; 0 for never.
     """
 
     codebook: Tensor
@@ -86,48 +87,67 @@ class MovingQuantizer(nn.Module):
     embed_avg: Tensor
 
     def __init__(
-        self, dim: int, codes: int, code_dim: int, decay: float = 0.8, commitment_weight: float = 1.0,
-        smoothing: float = 1e-5,
+        self, codes: int, code_dim: int, decay: float = 0.8, commitment_weight: float = 1.0, smoothing: float = 1e-5,
+        restart: float = 0.0,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.project_in = nn.Linear(dim, code_dim)
-        self.project_out = nn.Linear(code_dim, dim)
-        self.decay, self.commitment_weight, self.smoothing = decay, commitment_weight, smoothing
+        if not 0 <= decay < 1 or not 0 <= restart < 1:
+            raise ValueError(f"decay={decay} and restart={restart} must be at least 0 and below 1.")
+        self.decay, self.commitment_weight, self.smoothing, self.restart = decay, commitment_weight, smoothing, restart
         start = F.normalize(torch.randn(codes, code_dim), dim=-1)
         self.register_buffer("codebook", start)
         self.register_buffer("cluster_size", torch.zeros(codes))
         self.register_buffer("embed_avg", start.clone())
 
-    def forward(self, x: Tensor) -> Quantised:
-        """``(B, L, D)`` to the same; the codebook moves after the lookup, in training mode."""
-        unit = F.normalize(self.project_in(x).float(), dim=-1, eps=1e-6)
-        with torch.no_grad():
+    def table(self) -> Tensor:
+        """Codes ``(K, c)``, unit vectors."""
+        return self.codebook
+
+    def forward(self, z: Tensor) -> Quantised:
+        """Latents ``(B, L, c)``; the codebook moves after the lookup, in training mode."""
+        unit = F.normalize(z.float(), dim=-1, eps=1e-6)
+        with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
             indices = (unit @ self.codebook.T).argmax(dim=-1)
         codes = self.codebook[indices]
-        loss = self.commitment_weight * (codes.detach() - unit).square().mean()
+        loss = self.commitment_weight * (codes - unit).square().mean()
         if self.training:
             self._move(unit.detach().flatten(0, 1), indices.flatten())
-        return Quantised(self.project_out(unit + (codes - unit).detach()), indices, loss)
+        return Quantised(unit + (codes - unit).detach(), indices, loss)
+
+    def lookup(self, indices: Tensor) -> Tensor:
+        """Codes of indices."""
+        return self.codebook[indices]
 
     @torch.no_grad()
     def _move(self, unit: Tensor, indices: Tensor) -> None:
         counts = torch.bincount(indices, minlength=len(self.codebook)).to(unit.dtype)
         sums = torch.zeros_like(self.embed_avg).index_add_(0, indices, unit)
+        if _distributed():
+            torch.distributed.all_reduce(counts)
+            torch.distributed.all_reduce(sums)
         self.cluster_size.mul_(self.decay).add_(counts, alpha=1 - self.decay)
         self.embed_avg.mul_(self.decay).add_(sums, alpha=1 - self.decay)
         total = self.cluster_size.sum()
         smoothed = (self.cluster_size + self.smoothing) / (total + len(self.codebook) * self.smoothing) * total
         self.codebook.copy_(F.normalize(self.embed_avg / smoothed[:, None], dim=-1))
+        if self.restart:
+            self._restart(unit)
 
-    @torch.no_grad()
-    def restart(self, unit: Tensor, threshold: float, generator: torch.Generator | None = None) -> int:
-        """Give codes whose count fell under a threshold random latents ``(N, c)``; returns how many."""
-        dead = (self.cluster_size < threshold).nonzero()[:, 0]
-        if len(dead):
-            chosen = unit[torch.randint(len(unit), (len(dead),), generator=generator).to(unit.device)]
-            self.codebook[dead], self.embed_avg[dead] = chosen, chosen * threshold
-            self.cluster_size[dead] = threshold
-        return len(dead)
+    def _restart(self, unit: Tensor) -> None:
+        """Rare codes become random latents ``(N, c)`` of the main process, with the mean count."""
+        mean = self.cluster_size.mean()
+        rare = (self.cluster_size < self.restart * mean)[:, None]
+        # As many draws as codes, so that no process waits for a device to say how many are rare.
+        chosen = unit[torch.randint(len(unit), (len(self.codebook),), device=unit.device)]
+        if _distributed():
+            torch.distributed.broadcast(chosen, 0)
+        self.codebook.copy_(torch.where(rare, chosen, self.codebook))
+        self.embed_avg.copy_(torch.where(rare, chosen * mean, self.embed_avg))
+        self.cluster_size.copy_(torch.where(rare[:, 0], mean, self.cluster_size))
+
+
+def _distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def adversarial_losses(kind: str, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adpe.methods.sequences import guided
+from adpe.methods.parti.sequences import guided
 
 
 class ShiftedAttention(nn.Module):
