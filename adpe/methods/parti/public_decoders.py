@@ -6,6 +6,7 @@ whose keys are its values, a null key, and two-dimensional relative biases, and 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -25,15 +26,27 @@ class ShiftedAttention(nn.Module):
         self.key, self.query, self.value = (nn.Linear(dim, dim) for _ in range(3))
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, mask: Tensor, forgets_from: int | None = None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None, forgets_from: int | None = None) -> Tensor:
         """``(B, N, D)``; from `forgets_from` on no token sees the one before it in the shift."""
+        mixed = self._mixed(x, forgets_from)
+        return self._attend(mixed, mixed, mask)
+
+    def last(self, x: Tensor) -> Tensor:
+        """Of the last of the tokens ``(B, n, D)`` alone, ``(B, 1, D)``: it sees all."""
+        mixed = self._mixed(x)
+        return self._attend(mixed[:, -1:], mixed)
+
+    def _mixed(self, x: Tensor, forgets_from: int | None = None) -> Tensor:
         before = F.pad(x, (0, 0, 1, 0))[:, :-1]
         if forgets_from is not None:
             before = torch.cat([before[:, :forgets_from], torch.zeros_like(before[:, forgets_from:])], dim=1)
-        mixed = self.time_mix * x + (1 - self.time_mix) * before
-        heads = (self.num_heads, x.shape[-1] // self.num_heads)
+        return self.time_mix * x + (1 - self.time_mix) * before
+
+    def _attend(self, rows: Tensor, columns: Tensor, mask: Tensor | None = None) -> Tensor:
+        heads = (self.num_heads, rows.shape[-1] // self.num_heads)
         query, key, value = (
-            layer(mixed).unflatten(-1, heads).transpose(1, 2) for layer in (self.query, self.key, self.value)
+            layer(x).unflatten(-1, heads).transpose(1, 2)
+            for layer, x in ((self.query, rows), (self.key, columns), (self.value, columns))
         )
         return self.proj(F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2).flatten(2))
 
@@ -96,6 +109,32 @@ class ClassToCodes(nn.Module):
         for block in self.blocks:
             x = block(x, mask, prefix if parity else None)
         return self.head(self.layer_norm(x))[:, prefix - 1 : -1]
+
+    def stepper(self, condition: Tensor) -> Callable[[Tensor], Tensor]:
+        """As :meth:`adpe.methods.parti.sequences.TextToCodes.stepper`.
+
+        The normalised inputs that every block keeps hold the one before the newest, which its shift needs and the
+        public code loses.
+        """
+        blocks: Any = self.blocks
+        kept: list[Tensor | None] = [None] * len(blocks)
+
+        def step(codes: Tensor) -> Tensor:
+            place = codes.shape[1]
+            if place:
+                x = self.tok_emb_code(codes[:, -1:]) + self.pos_emb_code[:, place - 1 : place]
+            else:
+                x = self.tok_emb_cond(condition) + self.pos_emb_cond
+            for number, block in enumerate(blocks):
+                normed, before = block.ln1(x), kept[number]
+                own = normed if before is None else torch.cat([before, normed], dim=1)
+                kept[number] = own
+                # The conditions see each other both ways; a code sees all before it.
+                x = x + (block.attn(own, None) if before is None else block.attn.last(own))
+                x = x + block.mlp["p1"](F.relu(block.mlp["p0"](block.ln2(x))).square())
+            return self.head(self.layer_norm(x[:, -1]))
+
+        return step
 
 
 class GainNorm(nn.Module):
