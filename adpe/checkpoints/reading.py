@@ -110,6 +110,8 @@ def read_file(path: str | Path) -> Mapping[str, object]:
         raise UserError(
             f"{path} is not a readable checkpoint, or it is truncated ({reason}). Write or download it again."
         ) from None
+    if path.suffix == ".safetensors" and "adpe.tokenizer" in read_metadata(path, {}):
+        raise UserError(f"{path} is a file of tokens or parts, which tokenizer= and parts= take, and not an encoder.")
     if not isinstance(state, Mapping):
         raise UserError(f"Checkpoint {path} holds a {type(state).__name__}, expected a dict of tensors.")
     return state

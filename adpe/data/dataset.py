@@ -12,6 +12,7 @@ from mmengine.registry import DATASETS, HOOKS
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch.utils.data import Dataset
 
+from adpe.data.captions import Captions
 from adpe.data.images import ImageSource
 from adpe.data.multicrop import MultiCrop, crop_generator
 from adpe.data.part_maps import PartMaps
@@ -34,6 +35,8 @@ class AdPEImageDataset(Dataset):
         cache_dir: where compressed tars are unpacked; see `ImageSource`.
         maps: ``folder`` and ``num_parts`` of :class:`adpe.data.part_maps.PartMaps`, whose crops follow the images as a
             group of views of their own.
+        captions: arguments of :class:`adpe.data.captions.Captions`, whose words follow likewise.
+        labels: the number of the image's class folder plus 1 follows likewise, as (1,) int64.
 
     Raises:
         UserError: what `ImageSource`, `MultiCrop` and `PartMaps` raise.
@@ -48,6 +51,8 @@ class AdPEImageDataset(Dataset):
         on_corrupt: str = "skip",
         cache_dir: str | os.PathLike[str] | None = None,
         maps: dict[str, Any] | None = None,
+        captions: dict[str, Any] | None = None,
+        labels: bool = False,
     ) -> None:
         groups: Sequence[dict[str, Any]] = [crops or {}] if crops is None or isinstance(crops, dict) else crops
         self.grouped = groups is crops
@@ -56,6 +61,16 @@ class AdPEImageDataset(Dataset):
         self.maps = None if maps is None else PartMaps(**maps, images=self.images.paths)
         if self.maps is not None and self.grouped:
             raise UserError("maps go with one group of crops, not with a list.")
+        self.captions = None if captions is None else Captions(**captions, images=self.images.paths)
+        self.labels = labels
+        if sum((maps is not None, captions is not None, labels)) > 1 or (self.grouped and (captions or labels)):
+            raise UserError("one of maps, captions and labels goes with one group of crops, not with a list.")
+        if captions is not None and self.crops[0].hflip:
+            raise UserError(
+                f"captions of flipped images may tell left from right: set crops.hflip=0, not {self.crops[0].hflip}."
+            )
+        if labels and not self.images.classes:
+            raise UserError(f"labels: {source} has no folders of classes.")
         self.seed = seed
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
@@ -83,6 +98,7 @@ class AdPEImageDataset(Dataset):
             `inputs`: (K, 3, size, size) crops, or a list of them for a list of `crops`, or with `maps` a list of them
             and of (K, 1, size, size) int16; `data_samples`: dict of `img_path` (str), `index` and `label` (int; -1
             without class folders) of the image delivered, another than asked for where a corrupt one was skipped.
+            With `captions` or `labels` `inputs` is a list of crops and (T,) int64.
             Collated: `inputs` (B, K, 3, size, size), `img_path` list of B, `index` and `label` (B,) int64.
         """
         image, delivered = self.images.load(index)
@@ -92,6 +108,10 @@ class AdPEImageDataset(Dataset):
             boxes = crops.sample(image.height, image.width, generator)
             maps = self.maps.crops(delivered, (image.height, image.width), boxes, crops.size)
             inputs: Any = [crops.apply(image, boxes, generator), maps]
+        elif self.captions is not None:
+            inputs = [self.crops[0](image, generator), self.captions.draw(delivered, generator)]
+        elif self.labels:
+            inputs = [self.crops[0](image, generator), torch.tensor([self.images.label(delivered) + 1])]
         else:
             groups = [crops(image, generator) for crops in self.crops]
             inputs = groups if self.grouped else groups[0]

@@ -313,6 +313,10 @@ def _fit_to_device(cfg: Config, launcher: str) -> None:
         count = _replace_sync_bn(cfg.model)
         if count:
             _print_once(f"SyncBN needs several GPUs: {count} norm_cfg of the model use BN instead")
+    if cfg.get("sync_bn") and not torch.cuda.is_available():
+        if launcher != "none":
+            _print_once(f"sync_bn={cfg.sync_bn} needs GPUs: each process has BatchNorms of its own")
+        cfg.sync_bn = None
     if launcher != "none" and not torch.cuda.is_available():
         wrapper = cfg.get("model_wrapper_cfg") or {
             "type": "MMDistributedDataParallel",

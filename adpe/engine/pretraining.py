@@ -14,7 +14,6 @@ from mmengine.model import BaseDataPreprocessor, BaseModel
 from mmengine.registry import HOOKS, MODELS
 from torch import Tensor
 
-from adpe.checkpoints.loading import save_checkpoint
 from adpe.data.multicrop import IMAGENET_MEAN, IMAGENET_STD, normalize_crops
 from adpe.engine.specifying import specification_of_run
 from adpe.engine.unwrapped import unwrapped
@@ -114,8 +113,8 @@ def training_progress() -> Progress:
 class AdPEExportHook(Hook):
     """Writes the encoder alone to ``<work_dir>/encoder.safetensors`` at the end of pretraining, for transfer.
 
-    Nothing else of the method is in it: no mask token, adversary, decoder or teacher. What the encoder is and where it
-    comes from is (:class:`adpe.models.specification.ModelSpecification`). The frozen models of the method are named in
+    Nothing else of the method is in it: no mask token, adversary, decoder or teacher. A method without an encoder of
+    the suite writes its own file. What the encoder is and where it comes from is (:class:`adpe.models.specification.ModelSpecification`). The frozen models of the method are named in
     the run's record.
     """
 
@@ -127,7 +126,6 @@ class AdPEExportHook(Hook):
     @master_only
     def after_train(self, runner: Any) -> None:
         method = unwrapped(runner.model).model
-        path = Path(runner.work_dir) / "encoder.safetensors"
-        state = {f"encoder.{name}": tensor for name, tensor in method.exported().state_dict().items()}
-        save_checkpoint(state, path, specification=specification_of_run(runner))
-        runner.logger.info(f"The encoder is in {path}")
+        path = Path(runner.work_dir) / method.export_name
+        method.export(path, specification_of_run(runner))
+        runner.logger.info(f"The {path.stem} is in {path}")

@@ -4,6 +4,7 @@ EVALUATIONS = {
     "attentive_probe": "adpe.evaluations.attentive_probe:AttentiveProbe",
     "efficient_probe": "adpe.evaluations.attentive_probe:EfficientProbing",
     "knn": "adpe.evaluations.knn:KNN",
+    "knn_layers": "adpe.evaluations.knn:LayerKNN",
     "knn_segmentation": "adpe.evaluations.knn_segmentation:PatchSegmentation",
     "linear_probe": "adpe.evaluations.linear_probe:LinearProbe",
     "logistic": "adpe.evaluations.logistic:LogisticProbe",

@@ -15,6 +15,7 @@ from torch import Tensor
 from adpe.errors import UserError
 from adpe.evaluations.accuracy import accuracy_of
 from adpe.evaluations.base import Evaluation, Result, Subject
+from adpe.evaluations.frozen_encoder import pool_tokens
 
 
 class KNN(Evaluation):
@@ -46,6 +47,58 @@ class KNN(Evaluation):
         bank, test = (F.normalize(part, dim=1).to(subject.device) for part in (bank, test))
         scores = knn_votes(bank, labels.to(bank.device), test, len(dataset.classes), self.k, self.temperature)
         return Result(*accuracy_of(scores.cpu(), wanted, dataset))
+
+
+class LayerKNN(KNN):
+    """k-NN on the features of every block, pooled after the encoder's final norm (SDSSL, arXiv 2111.12958).
+
+    ``top1`` is the last block's; ``top1_block_1`` and on are those of all. Arguments as :class:`KNN`.
+    """
+
+    head = "k-NN by layer"
+
+    def run(self, subject: Subject) -> Result:
+        (banks, labels), (tests, wanted) = (self._features(subject, name) for name in ("train", "val"))
+        dataset, classes = subject.dataset("val"), len(subject.dataset("val").classes)
+        last: dict[str, float] = {}
+        every: dict[str, float] = {}
+        arrays = None
+        for block, (bank, test) in enumerate(zip(banks, tests, strict=True), start=1):
+            bank, test = (F.normalize(part, dim=1).to(subject.device) for part in (bank, test))
+            votes = knn_votes(bank, labels.to(bank.device), test, classes, self.k, self.temperature)
+            last, arrays = accuracy_of(votes.cpu(), wanted, dataset)
+            every[f"top1_block_{block}"] = last["top1"]
+            subject.log(f"block {block} of {len(banks)}: {last['top1']:.2f}")
+        return Result({**last, **every}, arrays, {"layers": _curve(list(every.values()))})
+
+    @torch.no_grad()
+    def _features(self, subject: Subject, name: str) -> tuple[Tensor, Tensor]:
+        """``(blocks, N, D)`` float32 and labels ``(N,)``, on the CPU."""
+        model = subject.model
+        encoder, prefix = model.backbone, model.backbone.num_prefix_tokens
+        features, labels = [], []
+        for images, samples in subject.batches(name):
+            maps = encoder.forward_intermediates(
+                images, return_prefix_tokens=True, norm=True, output_fmt="NLC", intermediates_only=True
+            )
+            tokens = [torch.cat([one[1], one[0]], dim=1) if prefix else one for one in maps]
+            features.append(torch.stack([pool_tokens(one, prefix, model.global_pool) for one in tokens]).float().cpu())
+            labels.append(samples["label"])
+        found = torch.cat(features, dim=1)
+        if not bool(torch.isfinite(found).all()):
+            raise UserError(f"{name}: the encoder's features are not finite.")
+        return found, torch.cat(labels)
+
+
+def _curve(accuracies: list[float]) -> Any:
+    """Accuracy over blocks."""
+    from adpe.viz.figures import panels
+
+    figure, ((axis,),) = panels(1, 1, 5, 3.2, "k-NN top-1 by block")
+    axis.plot(range(1, len(accuracies) + 1), accuracies, marker="o")
+    axis.set_xlabel("block")
+    axis.set_ylabel("top-1, %")
+    return figure
 
 
 def knn_votes(

@@ -19,4 +19,5 @@ METHODS = {
     "selfpatch": "adpe.methods.selfpatch:SelfPatch",
     "stop_mae": "adpe.methods.stop:StoPMAE",
     "stop_mae_plus": "adpe.methods.stop:StoPMAEPlus",
+    "vitvq": "adpe.methods.parti.vitvq:ViTVQ",
 }

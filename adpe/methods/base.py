@@ -16,7 +16,11 @@ from adpe.models.factory import create_encoder
 from adpe.models.layers import Block
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from matplotlib.figure import Figure
+
+    from adpe.models.specification import ModelSpecification
 
 
 class Progress(NamedTuple):
@@ -50,11 +54,16 @@ class PretrainingMethod(nn.Module):
         encoder: what is pretrained.
         unit_pixels: views have pixels in [0, 1] instead of pixels normalised by the preprocessor's mean and std.
         own_normalisation: mean and std by which a method with `unit_pixels` normalises what its encoder sees.
+        export_name: the file in the work directory that :meth:`export` writes.
+        whole_batch: the loss compares the images of a pass with each other, so that a batch which is divided over
+            passes (accumulation) has another loss.
     """
 
     encoder: Any
     unit_pixels: ClassVar[bool] = False
     own_normalisation: ClassVar[tuple[tuple[float, ...], tuple[float, ...]] | None] = None
+    export_name: ClassVar[str] = "encoder.safetensors"
+    whole_batch: ClassVar[bool] = False
 
     @classmethod
     def build(cls, model: str, encoder_options: dict[str, Any], **options: Any) -> PretrainingMethod:
@@ -131,6 +140,18 @@ class PretrainingMethod(nn.Module):
     def exported(self) -> nn.Module:
         """The encoder that transfer starts from."""
         return self.encoder
+
+    def export(self, path: Path, specification: ModelSpecification | None) -> None:
+        """Write what transfer starts from, the encoder alone, at the end of training.
+
+        Args:
+            path: of the file.
+            specification: what the file says of the encoder.
+        """
+        from adpe.checkpoints.loading import save_checkpoint  # which knows the methods
+
+        state = {f"encoder.{name}": tensor for name, tensor in self.exported().state_dict().items()}
+        save_checkpoint(state, path, specification=specification)
 
     def made_with(self) -> dict[str, Any]:
         """Frozen models of files that the method uses, for the run's record: role to what says which."""

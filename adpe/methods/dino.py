@@ -82,9 +82,10 @@ def flatten_crops(views: Sequence[Tensor]) -> list[Tensor]:
 
 @torch.no_grad()
 def follow(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
-    """``teacher = momentum * teacher + (1 - momentum) * student`` for every parameter."""
+    """``teacher = momentum * teacher + (1 - momentum) * student`` for every parameter; frozen ones stay, unrounded."""
     for mine, theirs in zip(teacher.parameters(), student.parameters(), strict=True):
-        mine.mul_(momentum).add_(theirs.detach(), alpha=1 - momentum)
+        if theirs.requires_grad:
+            mine.mul_(momentum).add_(theirs.detach(), alpha=1 - momentum)
 
 
 @torch.no_grad()

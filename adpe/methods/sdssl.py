@@ -10,12 +10,13 @@ import copy
 import math
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from adpe.errors import UserError
 from adpe.methods.base import PretrainingMethod, Progress
 from adpe.methods.dino import cosine_to_one, follow
 from adpe.methods.schedules import warmup_cosine
@@ -23,7 +24,12 @@ from adpe.models.factory import create_encoder
 from adpe.models.pos_embed import sincos_table
 from adpe.models.vit import VisionTransformer
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 Base = Literal["moco", "byol", "simclr"]
+# Spread of targets under which they count as constant.
+COLLAPSED = 0.02
 
 
 def mlp_head(dim: int, hidden: int, out: int, layers: int, last_norm: bool) -> nn.Sequential:
@@ -50,6 +56,10 @@ class Losses(NamedTuple):
 class SDSSL(PretrainingMethod):
     """Self-distillation from the last layer to the others.
 
+    BatchNorms and contrastive losses compare the images of one pass: a batch may be divided over processes, whose
+    targets are gathered, but not over passes. Several GPUs need ``sync_bn="torch"`` in the config; on CPUs every
+    process has BatchNorms of its own.
+
     Args:
         encoder: a :class:`VisionTransformer` with a class token; its positions become the row-first sine-cosine table,
             and its patch projection stays random, as in MoCo v3.
@@ -64,9 +74,16 @@ class SDSSL(PretrainingMethod):
         byol_first_step: while the weight is exactly 0, train BYOL's last-layer loss over all layers (reference).
         gather_gradients: let the keys of other processes carry gradients to them (SimCLR); the reference drops them.
 
+    Attributes:
+        spread: of the last step's targets as unit vectors: the root of their variance over images, summed over
+            channels; 0 for constant ones, near 1 for random directions.
+
     Raises:
         ValueError: for options that do not go together.
     """
+
+    whole_batch: ClassVar[bool] = True
+    spread: Tensor
 
     def __init__(
         self,
@@ -109,6 +126,7 @@ class SDSSL(PretrainingMethod):
             self.teacher["encoder"] = copy.deepcopy(encoder)
             self.teacher["projector"] = copy.deepcopy(self.projector[-1])
             self.teacher.requires_grad_(False)
+        self.register_buffer("spread", torch.ones(()))
 
     @classmethod
     def build(cls, model: str, encoder_options: dict[str, Any], **options: Any) -> SDSSL:
@@ -118,8 +136,13 @@ class SDSSL(PretrainingMethod):
 
     def losses(self, views: Sequence[Tensor], progress: Progress = Progress()) -> dict[str, Tensor]:  # noqa: B008
         crops = [crop for group in views for crop in group.unbind(dim=1)]
-        if len(crops) != 2:
-            raise ValueError(f"SDSSL takes two views of an image, got {len(crops)}.")
+        if len(crops) != 2 or crops[0].shape != crops[1].shape:
+            raise UserError(
+                f"SDSSL takes two views of one size, got {[tuple(crop.shape[1:]) for crop in crops]}: set "
+                "train_dataloader.dataset.crops to one group with num_crops=2."
+            )
+        if len(crops[0]) < 2:
+            raise UserError("SDSSL compares images with each other: train_dataloader.batch_size must be at least 2.")
         weight = self.weight(progress)
         parts = self.parts(crops[0], crops[1], weight)
         found = {"loss_last": parts.last}
@@ -127,7 +150,7 @@ class SDSSL(PretrainingMethod):
             found["loss_mid"] = weight * parts.mid
             if self.base != "simclr":
                 found["loss_detached"] = len(self.projector) * parts.detached
-        return {**found, "mid_weight": torch.tensor(weight)}
+        return {**found, "mid_weight": crops[0].new_tensor(weight)}
 
     def weight(self, progress: Progress) -> float:
         """Weight of the earlier layers' loss."""
@@ -138,11 +161,12 @@ class SDSSL(PretrainingMethod):
     def parts(self, first: Tensor, second: Tensor, weight: float) -> Losses:
         """The losses of two views ``(B, 3, H, W)``; the order of passes is the reference's, as BatchNorms see it."""
         if self.base == "simclr":
-            return self._simclr(torch.cat([first, second]))
+            return self.contrast(F.normalize(self.project(torch.cat([first, second])).float(), dim=-1))
         target_first = self.of_teacher(first)
         projected_second = self.project(second)
         target_second = self.of_teacher(second)
         projected_first = self.project(first)
+        self._note(target_first)
         pairs = ((projected_second, target_first), (projected_first, target_second))
         zero = first.new_zeros(())
         detached = zero
@@ -177,6 +201,12 @@ class SDSSL(PretrainingMethod):
         encoder: Any = self.teacher["encoder"]
         return self.teacher["projector"](encoder.forward_features(images)[:, 0])
 
+    @torch.no_grad()
+    def _note(self, targets: Tensor) -> None:
+        if self.training:
+            unit = F.normalize(targets.float(), dim=-1)
+            self.spread.copy_(unit.std(dim=0).square().sum().sqrt())
+
     def compare(self, predictions: Tensor, target: Tensor) -> Tensor:
         """The loss of every layer, ``(layers,)``, of ``(layers, B, E)`` against the teacher's ``(B, E)``."""
         if self.base == "byol":
@@ -184,11 +214,12 @@ class SDSSL(PretrainingMethod):
         keys, offset = _gathered(target)
         return moco_losses(predictions, keys, offset, self.temperature)
 
-    def _simclr(self, images: Tensor) -> Losses:
-        vectors = F.normalize(self.project(images).float(), dim=-1)
+    def contrast(self, vectors: Tensor) -> Losses:
+        """SimCLR's losses of unit vectors ``(layers, 2 B, E)``, the first view's before the second's."""
+        self._note(vectors[-1])
         others = _others(vectors[-1], self.gather_gradients)
         last = simclr_losses(vectors[-1:], vectors[-1], others, self.temperature).mean()
-        zero = images.new_zeros(())
+        zero = last.new_zeros(())
         if not self.self_distillation:
             return Losses(last, zero, zero)
         stopped = simclr_losses(vectors[:-1], vectors[-1].detach(), others.detach(), self.temperature)
@@ -210,11 +241,36 @@ class SDSSL(PretrainingMethod):
         return self.encoder if self.base == "simclr" else self.teacher["encoder"]
 
     def collapse(self, progress: Progress) -> str | None:
-        heads: Any = self.projector[-1]
-        variance = next((m.running_var for m in reversed(heads) if isinstance(m, nn.BatchNorm1d)), None)
-        if variance is not None and not bool(torch.isfinite(variance).all()):
-            return "the projector's statistics are not finite."
+        if not self.spread > COLLAPSED:
+            return (
+                f"the targets of all images are alike (their spread is {float(self.spread):.3f}; 1 is that of random "
+                "directions): take a lower rate, a longer warm-up, or a larger batch."
+            )
         return None
+
+    def scalars(self) -> dict[str, float]:
+        return {"targets/spread": float(self.spread)}
+
+    @torch.no_grad()
+    def figures(self, views: Sequence[Tensor], mean: Sequence[float], std: Sequence[float]) -> dict[str, Figure]:
+        """Cosines between the two views of the held images, by layer: the diagonal is to stand out."""
+        from adpe.viz.figures import panels, show_heat
+
+        crops = [crop for group in views for crop in group.unbind(dim=1)]
+        exported: Any = self.exported()
+        tokens = [
+            [F.normalize(token[:, 0].float(), dim=-1) for _, token in exported.forward_intermediates(
+                crop, return_prefix_tokens=True, norm=True, output_fmt="NLC", intermediates_only=True
+            )]
+            for crop in crops
+        ]  # fmt: skip
+        figure, (axes,) = panels(1, len(tokens[0]), 2.4, 2.2, "cosines of class tokens between two views")
+        for number, (axis, one, other) in enumerate(zip(axes, *tokens, strict=True), start=1):
+            cosines = (one - one.mean(dim=0)) @ (other - other.mean(dim=0)).T
+            show_heat(figure, axis, cosines.cpu(), "second view", "first view")
+            found = float((cosines.argmax(dim=1) == torch.arange(len(one), device=one.device)).float().mean())
+            axis.set_title(f"block {number}: {found:.0%} found", fontsize=9)
+        return {"views": figure}
 
     @property
     def title(self) -> str:
@@ -227,7 +283,8 @@ def moco_losses(predictions: Tensor, keys: Tensor, offset: int = 0, temperature:
 
     The own image's key is that of index ``offset + b``.
     """
-    logits = F.normalize(predictions.float(), dim=-1) @ F.normalize(keys.float(), dim=-1).T / temperature
+    with torch.autocast(predictions.device.type, enabled=False):
+        logits = F.normalize(predictions.float(), dim=-1) @ F.normalize(keys.float(), dim=-1).T / temperature
     labels = offset + torch.arange(predictions.shape[1], device=predictions.device)
     losses = F.cross_entropy(logits.flatten(0, 1), labels.repeat(len(predictions)), reduction="none")
     return losses.view(len(predictions), -1).mean(dim=1) * 2 * temperature
@@ -248,7 +305,8 @@ def simclr_losses(anchors: Tensor, keys: Tensor, others: Tensor, temperature: fl
         temperature: of the logits.
     """
     count = len(keys)
-    logits = anchors @ torch.cat([keys, others]).T / temperature
+    with torch.autocast(anchors.device.type, enabled=False):
+        logits = anchors @ torch.cat([keys, others]).T / temperature
     own = torch.eye(count, logits.shape[-1], dtype=torch.bool, device=logits.device)
     logits = logits.masked_fill(own, -math.inf)
     labels = (torch.arange(count, device=logits.device) + count // 2) % count
@@ -288,7 +346,7 @@ def _others(keys: Tensor, gradients: bool) -> Tensor:
 
 @torch.no_grad()
 def _initialise(encoder: VisionTransformer) -> None:
-    """MoCo v3's: see the reference's numbers in the module that it cites (arXiv 2104.02057, its code)."""
+    """MoCo v3's (arXiv 2104.02057): queries, keys and values as three matrices, a small class token."""
     dim, p = encoder.embed_dim, encoder.patch_size
     bound = math.sqrt(6 / (encoder.patch_embed.proj.in_channels * p * p + dim))
     nn.init.uniform_(encoder.patch_embed.proj.weight, -bound, bound)

@@ -1,7 +1,7 @@
 """Tokenizers: images to integers, one for each patch, for methods that predict tokens or mask by parts.
 
 A tokenizer is a frozen module with ``tokens(images) -> (B, L)``, `vocabulary` and `patch_size`.
-:func:`load_tokenizer` reads the files of ``tools/make_centroids.py``.
+:func:`load_tokenizer` reads the files of ``tools/make_centroids.py``, and those that ``method="vitvq"`` exports.
 """
 
 from __future__ import annotations
@@ -21,26 +21,28 @@ from adpe.files import atomic_write
 from adpe.leaderboard.records import file_sha256
 from adpe.methods.kmeans import nearest_centroid
 from adpe.methods.part_attention import PartAttention
+from adpe.methods.parti.vitvq import ViTVQ
 from adpe.models.layers import Block
 from adpe.models.vit import VisionTransformer
 
 _TOOL = "tools/make_centroids.py"
 _KEY = "adpe.tokenizer"  # of the file's metadata
+_LEAST_USED = 0.5  # share of the codes of an autoencoder
 
 
 class Tokenizer(nn.Module):
     """Tokens by a frozen encoder.
 
     Args:
-        encoder: of the suite.
+        encoder: of the suite, or an autoencoder with a codebook.
 
     Attributes:
         origin: kind and hash of its file, vocabulary, and method and hash of the encoder, for records.
     """
 
-    def __init__(self, encoder: VisionTransformer) -> None:
+    def __init__(self, encoder: nn.Module) -> None:
         super().__init__()
-        self.origin: dict[str, str | int | None] = {}
+        self.origin: dict[str, str | int | float | None] = {}
         self.encoder = encoder.eval().requires_grad_(False)
 
     @property
@@ -51,7 +53,7 @@ class Tokenizer(nn.Module):
     @property
     def patch_size(self) -> int:
         """Pixels of a patch."""
-        return self.encoder.patch_size
+        return cast(int, self.encoder.patch_size)
 
     def tokens(self, images: Tensor) -> Tensor:
         """``(B, L)`` int64 of normalised images."""
@@ -71,6 +73,7 @@ class KMeansTokenizer(Tokenizer):
     """
 
     centroids: Tensor
+    encoder: VisionTransformer
 
     def __init__(self, encoder: VisionTransformer, centroids: Tensor) -> None:
         super().__init__(encoder)
@@ -94,6 +97,8 @@ class HeadTokenizer(Tokenizer):
     Args:
         encoder: of the suite, with a class token.
     """
+
+    encoder: VisionTransformer
 
     def __init__(self, encoder: VisionTransformer) -> None:
         super().__init__(encoder)
@@ -125,6 +130,8 @@ class AttentionTokenizer(Tokenizer):
         attention: trained on its tokens.
     """
 
+    encoder: VisionTransformer
+
     def __init__(self, encoder: VisionTransformer, attention: PartAttention) -> None:
         super().__init__(encoder)
         self.attention = attention.eval().requires_grad_(False)
@@ -137,6 +144,41 @@ class AttentionTokenizer(Tokenizer):
     def tokens(self, images: Tensor) -> Tensor:
         with torch.autocast(images.device.type, enabled=False):
             return self.attention(self.encoder.forward_features(images.float())).argmax(dim=1)
+
+
+class CodebookTokenizer(Tokenizer):
+    """Codes of a trained :class:`adpe.methods.parti.vitvq.ViTVQ`, whose pixels have neither mean nor deviation.
+
+    Args:
+        encoder: the autoencoder.
+    """
+
+    encoder: ViTVQ
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, encoder: ViTVQ) -> None:
+        super().__init__(encoder)
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
+
+    @property
+    def vocabulary(self) -> int:
+        return self.encoder.vocabulary
+
+    def tokens(self, images: Tensor) -> Tensor:
+        return self.tokens_of_pixels(images.float() * self.std + self.mean)
+
+    def tokens_of_pixels(self, images: Tensor) -> Tensor:
+        """``(B, L)`` int64 of pixels in [0, 1]."""
+        with torch.autocast(images.device.type, enabled=False):
+            return self.encoder.tokens(images.float())
+
+    @torch.no_grad()
+    def pictures(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Pixels ``(B, 3, H, W)`` in [0, 1] of tokens ``(B, L)``."""
+        with torch.autocast(tokens.device.type, enabled=False):
+            return self.encoder.decode(tokens, grid).clamp(0, 1)
 
 
 @torch.no_grad()
@@ -163,12 +205,23 @@ def save_tokenizer(path: str | Path, tokenizer: Tokenizer, encoder: str | Path) 
         save_file(tensors, temporary, {_KEY: json.dumps(said, sort_keys=True)})
 
 
+def save_autoencoder(path: str | Path, model: ViTVQ) -> None:
+    """Write the file that :func:`load_tokenizer` reads: weights, options, and how many of the codes occurred."""
+    from safetensors.torch import save_file
+
+    share, perplexity = model.usage()
+    said = {"kind": "vitvq", "options": model.options, "used": share, "perplexity": perplexity}
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
+    with atomic_write(Path(path)) as temporary:
+        save_file(tensors, temporary, {_KEY: json.dumps(said, sort_keys=True)})
+
+
 def load_tokenizer(path: str | Path) -> Tokenizer:
-    """The tokenizer of a file of ``tools/make_centroids.py``.
+    """The tokenizer of a file of ``tools/make_centroids.py``, or exported by ``method="vitvq"``.
 
     Raises:
         UserError: for a file that is none, or whose encoder is missing, another than it was made from, of another width
-            or trained on pixels normalised in another way.
+            or trained on pixels normalised in another way; for a codebook of which less than half is used.
     """
     from adpe.checkpoints.loading import describe_encoder, load_encoder
 
@@ -178,6 +231,8 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"{path} is no file of tokens or parts ({error}): make it by {_TOOL}.") from None
+    if isinstance(said, dict) and said.get("kind") == "vitvq":
+        return _load_autoencoder(path, said, tensors)
     if not isinstance(said, dict) or said.get("kind") not in _KINDS or not {"encoder", "encoder_sha256"} <= said.keys():
         raise UserError(f"{path} does not say its kind and its encoder: make it by {_TOOL}.")
     source = said["encoder"]
@@ -195,6 +250,26 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     tokenizer.origin = {
         "kind": said["kind"], "vocabulary": tokenizer.vocabulary, "file_sha256": file_sha256(path),
         "encoder_method": described.method, "encoder_sha256": said["encoder_sha256"],
+    }  # fmt: skip
+    return tokenizer
+
+
+def _load_autoencoder(path: str | Path, said: dict, tensors: dict[str, Tensor]) -> CodebookTokenizer:
+    try:
+        model = ViTVQ(**said["options"])
+        model.load_state_dict(tensors)
+        share = float(said["used"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{path} is no whole tokenizer ({str(error)[:300]}): export it again.") from None
+    if not share >= _LEAST_USED:
+        raise UserError(
+            f"{path}: {share:.1%} of its {model.vocabulary} codes were used in its last pass, expected at least "
+            f"{_LEAST_USED:.0%}: train a tokenizer of fewer model.codes, or with model.codebook='moving'."
+        )
+    tokenizer = CodebookTokenizer(model)
+    tokenizer.origin = {
+        "kind": "vitvq", "vocabulary": tokenizer.vocabulary, "file_sha256": file_sha256(path), "used": share,
+        "perplexity": said.get("perplexity"),
     }  # fmt: skip
     return tokenizer
 

@@ -21,6 +21,7 @@ SYSTEMS = {
     "mapet": "adpe.parity.mapet",
     "mfm": "adpe.parity.mfm",
     "pacmac": "adpe.parity.pacmac",
+    "parti": "adpe.parity.parti",
     "pixio": "adpe.parity.pixio",
     "sdssl": "adpe.parity.sdssl",
     "selfpatch": "adpe.parity.selfpatch",

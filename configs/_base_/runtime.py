@@ -19,6 +19,7 @@ default_hooks = dict(
     gradient_guard=dict(type="AdPEGradientGuard"),
     adversary_guard=dict(type="AdPEAdversaryGuard"),
     collapse_guard=dict(type="AdPECollapseGuard"),
+    batch_guard=dict(type="AdPEBatchGuard"),
     evaluation_guard=dict(type="AdPEEvaluationGuard"),
     label_guard=dict(type="AdPELabelGuard"),
     param_scheduler=dict(type="ParamSchedulerHook"),

@@ -40,6 +40,7 @@ LAUNCHER = {
 # Nothing is trained by the Runner.
 FROZEN = (
     "configs/ade20k_knn_vitb.py", "configs/cifar10_attentive.py", "configs/cifar10_ep.py", "configs/cifar10_knn.py",
+    "configs/cifar10_knn_layers.py",
     "configs/cifar10_linear.py", "configs/cifar10_positions.py", "configs/demo/knn_segmentation.py",
     "configs/imagenet_attentive_vitb.py", "configs/imagenet_ep_vitb.py", "configs/imagenet_knn_vitb.py",
     "configs/cifar10_logistic.py", "configs/imagenet_lowshot_vitb.py",

@@ -8,6 +8,7 @@ default hook              fires when                                            
 ``gradient_guard``        parameters get no gradient in the first step, or are in no optimizer group    stops [#]_
 ``adversary_guard``       the adversary descends, is not optimised, or does not move                    stops
 ``collapse_guard``        the method finds that it has collapsed: unused codes, a constant teacher      stops
+``batch_guard``           a loss that compares images with each other would see a part of each batch    stops
 ``evaluation_guard``      a validation or test set is empty, or none of its metrics is a number         stops
 ``label_guard``           classes of data, heads and checkpoint differ; no or wrong labels               stops
                           (`adpe.engine.hooks.label_guard`); a class is never seen                      warns
@@ -215,6 +216,22 @@ class AdPECollapseGuard(Hook):
                 raise UserError(
                     f"pretraining has collapsed at iteration {runner.iter + 1}: {reason} {turn_off('collapse_guard')}"
                 )
+
+
+@HOOKS.register_module()
+class AdPEBatchGuard(Hook):
+    """Stops, before training, a method whose loss needs the whole batch and whose gradients would be accumulated."""
+
+    def before_train(self, runner: Any) -> None:
+        method, passes = getattr(unwrapped(runner.model), "model", None), accumulation(runner.optim_wrapper)
+        if isinstance(method, PretrainingMethod) and method.whole_batch and passes > 1:
+            images = runner.cfg.train_dataloader.batch_size
+            raise UserError(
+                f"{method.title} compares the images of a pass with each other, and accumulation over {passes} passes "
+                f"would leave {images} of {images * passes}: set train_dataloader.batch_size={images * passes}, start "
+                f"{passes} times as many processes, or take effective_batch={images * runner.world_size}. "
+                f"{turn_off('batch_guard')}"
+            )
 
 
 @HOOKS.register_module()
