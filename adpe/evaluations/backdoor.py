@@ -250,7 +250,7 @@ def rollout_maps(
 
 
 def box_sums(maps: Tensor, size: tuple[int, int], edge: int) -> tuple[Tensor, Tensor]:
-    """Maps ``(B, h, w)`` brought to the image's size, and their sums in boxes of side ``edge + 1``, both ``(B, H, W)``."""
+    """Maps ``(B, h, w)`` at the image's size, and their sums in boxes of side ``edge + 1``; both ``(B, H, W)``."""
     large = F.interpolate(maps[:, None], size=size, mode="bilinear", align_corners=False)
     kernel = torch.ones(1, 1, edge + 1, edge + 1, device=maps.device)
     return large[:, 0], F.conv2d(large, kernel, padding=edge // 2)[:, 0]
