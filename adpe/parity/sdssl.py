@@ -95,7 +95,7 @@ def _model(case: GoldenCase) -> SDSSL:
 
 def _load(module: Any, state: Mapping[str, Tensor]) -> None:
     missing, unexpected = module.load_state_dict(dict(state), strict=False)
-    lost = [n for n in missing if not n.endswith("num_batches_tracked") and not n.startswith("teacher.")]
+    lost = [n for n in missing if not n.endswith(("num_batches_tracked", "spread")) and not n.startswith("teacher.")]
     if unexpected or lost:
         raise UserError(f"parameters {unexpected[:3]} are unknown, {lost[:3]} missing.")
 

@@ -133,7 +133,8 @@ class ImageSequenceModel(PretrainingMethod):
         if text.shape[1] > self.text_tokens or int(text.max()) > len(self.words) or int(text.min()) < 0:
             raise UserError(
                 f"texts of {text.shape[1]} words up to number {int(text.max())}: the model has "
-                f"{self.text_tokens} places and {len(self.words)} words: give data set and model the same words and length."
+                f"{self.text_tokens} places and {len(self.words)} words: "
+                "give data set and model the same words and length."
             )
         return text, lengths_of(text), codes
 
