@@ -114,8 +114,9 @@ class AdPEExportHook(Hook):
     """Writes the encoder alone to ``<work_dir>/encoder.safetensors`` at the end of pretraining, for transfer.
 
     Nothing else of the method is in it: no mask token, adversary, decoder or teacher. A method without an encoder of
-    the suite writes its own file. What the encoder is and where it comes from is (:class:`adpe.models.specification.ModelSpecification`). The frozen models of the method are named in
-    the run's record.
+    the suite writes a file of its own. What the encoder is and where it comes from is
+    (:class:`adpe.models.specification.ModelSpecification`). The frozen models of the method are named in the run's
+    record.
     """
 
     def before_train(self, runner: Any) -> None:

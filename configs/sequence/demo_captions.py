@@ -1,7 +1,7 @@
 """Scenes of digits from captions, after Parti (arXiv 2206.10789): "a 2 left of a 0".
 
-An encoder of 2 blocks for the words, a decoder of 4 for the 64 codes of 32 pixels. Captions are made of the boxes of the
-scenes; configs/tokenizer/demo_vitvq.py says how scenes and tokenizer are made.
+An encoder of 2 blocks for the words, a decoder of 4 for the 64 codes of 32 pixels. Captions are made of the boxes of
+the scenes; configs/tokenizer/demo_vitvq.py says how scenes and tokenizer are made.
 Reproduces: no published number. Parti (7.23 FID on MS-COCO, zero-shot, arXiv 2206.10789, abstract) is out of reach.
 Cost: not measured.
 Command: python tools/train.py configs/sequence/demo_captions.py --cfg-options tokenizer=FILE

@@ -20,7 +20,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def train_small(config: str, folder: Path, options: dict[str, Any] | None = None) -> Any:
-    """Two optimiser steps of a config of `configs/pretrain/` on eight random images of 32 pixels: the Runner."""
+    """Two optimiser steps of a config of `configs/pretrain/` on eight random images of 32 pixels: the Runner.
+
+    An option of None is left out.
+    """
     images = folder / "images" / "train" / "cat"
     images.mkdir(parents=True)
     rng = np.random.default_rng(0)
@@ -32,8 +35,9 @@ def train_small(config: str, folder: Path, options: dict[str, Any] | None = None
         "train_dataloader.persistent_workers": False, "model.embed_dim": 48, "model.depth": 1, "model.num_heads": 3,
         **(options or {}),
     }  # fmt: skip
+    options = {name: value for name, value in options.items() if value is not None}
     arguments = argparse.Namespace(
-        config=str(ROOT / "configs" / "pretrain" / f"{config}.py"), work_dir=str(folder / "work"),
+        config=str((ROOT / "configs" / "pretrain" / f"{config}.py").resolve()), work_dir=str(folder / "work"),
         cfg_options=options, launcher="none", resume=None, amp=None, seed=None, deterministic=False,
     )  # fmt: skip
     return launch.train(arguments)
