@@ -65,7 +65,8 @@ def _quantizer(case: GoldenCase) -> CaseResult:
     outputs, gradients, exact = [], [], []
     for kind in dict.fromkeys(name.split(".")[1] for name in case.arrays if name.startswith("input.")):
         data = {name: case.arrays[f"input.{kind}.{name}"] for name in ("z", "codebook", "cotangent")}
-        quantizer = Quantizer(*data["codebook"].shape, case.options["beta"], kind == "normalised", "latent")
+        codes, code_dim = data["codebook"].shape
+        quantizer = Quantizer(codes, code_dim, case.options["beta"], kind == "normalised", "latent")
         quantizer.embedding.load_state_dict({"weight": data["codebook"]})
         z = data["z"].clone().requires_grad_()
         found = quantizer(z)

@@ -163,7 +163,8 @@ def test_words_tell_what_is_drawn(condition: str, tokenizer: str):
         loss.backward()
         optimizer.step()
     right = model.network.loss(text, lengths, codes).item()
-    assert right < 0.2 < 1.0 < model.network.loss(text.flip(0), lengths, codes).item()
+    # The first code alone depends on the word.
+    assert right < 0.1 and model.network.loss(text.flip(0), lengths, codes).item() > right + 0.2
     found, pictures = model.draw(text, guidance=3.0, top_k=2, seed=1)
     assert torch.equal(found, codes)
     assert torch.equal(pictures, model.tokenizer.pictures(codes, (4, 4)))
