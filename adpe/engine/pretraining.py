@@ -114,9 +114,8 @@ class AdPEExportHook(Hook):
     """Writes the encoder alone to ``<work_dir>/encoder.safetensors`` at the end of pretraining, for transfer.
 
     Nothing else of the method is in it: no mask token, adversary, decoder or teacher. A method without an encoder of
-    the suite writes its own file. What the encoder is and where it comes from is
-    (:class:`adpe.models.specification.ModelSpecification`). The frozen models of the method are named in the run's
-    record.
+    the suite writes a file of its own. The file says what the encoder is and where it comes from
+    (:class:`adpe.models.specification.ModelSpecification`); the run's record names the frozen models of the method.
     """
 
     def before_train(self, runner: Any) -> None:

@@ -20,4 +20,5 @@ METHODS = {
     "stop_mae": "adpe.methods.stop:StoPMAE",
     "stop_mae_plus": "adpe.methods.stop:StoPMAEPlus",
     "vitvq": "adpe.methods.parti.vitvq:ViTVQ",
+    "sequence": "adpe.methods.parti.image_sequences:ImageSequenceModel",
 }

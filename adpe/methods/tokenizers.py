@@ -27,7 +27,8 @@ from adpe.models.vit import VisionTransformer
 
 _TOOL = "tools/make_centroids.py"
 _KEY = "adpe.tokenizer"  # of the file's metadata
-_LEAST_USED = 0.5  # share of the codes of an autoencoder
+# Of the codes of an autoencoder: the share that occurs, and how far they are from each other.
+_LEAST_USED, _LEAST_SPREAD = 0.5, 0.05
 
 
 class Tokenizer(nn.Module):
@@ -265,6 +266,10 @@ def _load_autoencoder(path: str | Path, said: dict, tensors: dict[str, Tensor]) 
         raise UserError(
             f"{path}: {share:.1%} of its {model.vocabulary} codes were used in its last pass, expected at least "
             f"{_LEAST_USED:.0%}: train a tokenizer of fewer model.codes, or with model.codebook='moving'."
+        )
+    if model.spread() < _LEAST_SPREAD:
+        raise UserError(
+            f"{path}: its codes are alike (spread {model.spread():.3f}), so that they tell nothing: train on."
         )
     tokenizer = CodebookTokenizer(model)
     tokenizer.origin = {

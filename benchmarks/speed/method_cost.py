@@ -37,7 +37,8 @@ from adpe.models.factory import create_encoder
 from adpe.models.specification import specification_of
 from benchmarks.speed.machine import pick_clock
 
-DEFAULT = ["cifar10_mae_plus", "cifar10_mae", "cifar10_adpe", "cifar10_semmae", "cifar10_mapet", "cifar10_mfm"]
+DEFAULT = ["cifar10_mae_plus", "cifar10_mae", "cifar10_adpe", "cifar10_semmae", "cifar10_mapet", "cifar10_mfm",
+           "cifar10_sdssl_moco", "cifar10_sdssl_byol", "cifar10_sdssl_simclr"]  # fmt: skip
 # Options of configs that name a file of tokens or parts.
 _FILES = ("tokenizer", "parts")
 

@@ -22,7 +22,8 @@ ROOT = Path(__file__).resolve().parents[2]
 def train_small(config: str, folder: Path, options: dict[str, Any] | None = None, resume: Path | None = None) -> Any:
     """Two optimiser steps of a config of `configs/pretrain/` on eight random images of 32 pixels: the Runner.
 
-    With `resume`, a checkpoint of such a training in the same folder, what is left of it.
+    With `resume`, a checkpoint of such a training in the same folder, what is left of it. An option of None is left
+    out.
     """
     images = folder / "images" / "train" / "cat"
     images.mkdir(parents=True, exist_ok=True)
@@ -35,8 +36,9 @@ def train_small(config: str, folder: Path, options: dict[str, Any] | None = None
         "train_dataloader.persistent_workers": False, "model.embed_dim": 48, "model.depth": 1, "model.num_heads": 3,
         **(options or {}),
     }  # fmt: skip
+    options = {name: value for name, value in options.items() if value is not None}
     arguments = argparse.Namespace(
-        config=str(ROOT / "configs" / "pretrain" / f"{config}.py"),
+        config=str((ROOT / "configs" / "pretrain" / f"{config}.py").resolve()),
         work_dir=str(folder / ("again" if resume else "work")),
         cfg_options=options, launcher="none", resume=resume and str(resume), amp=None, seed=None, deterministic=False,
     )  # fmt: skip

@@ -227,6 +227,7 @@ def whole(model: SDSSL, vectors: torch.Tensor, target: torch.Tensor) -> torch.Te
     return parts.last + 0.5 * parts.mid
 
 
+@pytest.mark.slow(15)
 def test_two_processes_have_the_losses_and_gradients_of_one(tmp_path: Path):
     """Keys of other processes are negatives, and in SimCLR carry gradients to where they come from."""
     with socket.socket() as probe:

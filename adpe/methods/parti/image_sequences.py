@@ -132,9 +132,8 @@ class ImageSequenceModel(PretrainingMethod):
             text = views[1]
         if text.shape[1] > self.text_tokens or int(text.max()) > len(self.words) or int(text.min()) < 0:
             raise UserError(
-                f"texts of {text.shape[1]} words up to number {int(text.max())}: the model has "
-                f"{self.text_tokens} places and {len(self.words)} words: "
-                "give data set and model the same words and length."
+                f"texts of {text.shape[1]} words up to number {int(text.max())}: the model has {self.text_tokens} "
+                f"places and {len(self.words)} words: give data set and model the same words and length."
             )
         return text, lengths_of(text), codes
 
@@ -246,7 +245,7 @@ def load_sequence_model(path: str | Path) -> ImageSequenceModel:
         model.load_state_dict(tensors)
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(
-            f"{path} is no sequence model ({type(error).__name__}: {str(error)[:200]}): expected "
-            "sequence.safetensors of a training with method='sequence'."
+            f"{path} is no sequence model ({type(error).__name__}: {str(error)[:200]}): expected sequence.safetensors "
+            "of a training with method='sequence'."
         ) from None
     return model.eval()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adpe.errors import UserError
@@ -231,6 +232,13 @@ class ViTVQ(PretrainingMethod):
         shares = counts[counts > 0] / counts.sum().clamp(min=1)
         return len(shares) / self.vocabulary, math.exp(float(-(shares * shares.log()).sum()))
 
+    def spread(self) -> float:
+        """Of the codes, as unit vectors weighted by their use: 0 if all are alike, near 1 in random directions."""
+        counts = (self.last_used if int(self.last_used.sum()) else self.used).double()
+        table = F.normalize(self.quantizer.table().detach().double(), dim=-1)
+        mean = (counts[:, None] * table).sum(dim=0) / counts.sum().clamp(min=1)
+        return math.sqrt(max(1 - float(mean.square().sum()), 0.0))
+
     def collapse(self, progress: Progress) -> str | None:
         seen = int((self.last_used if int(self.last_used.sum()) else self.used).sum())
         share, perplexity = self.usage()
@@ -243,7 +251,7 @@ class ViTVQ(PretrainingMethod):
 
     def scalars(self) -> dict[str, float]:
         share, perplexity = self.usage()
-        return {"codes/used": share, "codes/perplexity": perplexity}
+        return {"codes/used": share, "codes/perplexity": perplexity, "codes/spread": self.spread()}
 
     def exported(self) -> nn.Module:
         """The tokenizer: its blocks are not the suite's encoder, and it is no backbone."""
