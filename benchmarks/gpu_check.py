@@ -175,13 +175,18 @@ def same(first: Path, second: Path) -> bool:
 
 
 def configs(setting: Setting) -> Iterator[Result]:
-    """One step of every pretraining config at its own batch per GPU; configs that differ in length alone are one."""
+    """One step of every pretraining config at its own batch per GPU; configs that differ in length alone are one.
+
+    Those that take a file of a frozen model or bands of several sensors are left out.
+    """
     from adpe.engine.config import read_config
 
     groups: dict[str, tuple[list[str], Any]] = {}
     for path in sorted((ROOT / "configs" / "pretrain").glob("*.py")):
         cfg = read_config(path)
         dataset = cfg.train_dataloader.dataset
+        if "crops" not in dataset or any(cfg.model.get(role, "") is None for role in ("tokenizer", "parts")):
+            continue  # bands of several sensors, or a frozen model of a file
         key = repr((cfg.model, cfg.train_dataloader.batch_size, dataset.crops, cfg.optim_wrapper.get("type")))
         groups.setdefault(key, ([], cfg))[0].append(path.stem)
     chosen = [group for group in groups.values() if not setting.reduced or group[0][0].startswith("cifar10")]

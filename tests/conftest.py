@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import signal
 import sys
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -16,6 +18,16 @@ def no_visualizer_of_an_earlier_test() -> None:
     if module is not None:
         for cls in (module.Visualizer, *module.Visualizer.__subclasses__()):
             cls._instance_dict.clear()
+
+
+@pytest.fixture(autouse=True)
+def no_signal_handler_of_an_earlier_test() -> Iterator[None]:
+    """A training that failed, or was told to stop, keeps its handlers: its process would end."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler or signal.SIG_DFL)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

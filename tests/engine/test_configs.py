@@ -32,6 +32,7 @@ LAUNCHER = {
     "effective_batch",
     "record",
     "record_file",
+    "sync_bn",
     "precision",
     "tta_model",
     "tta_pipeline",

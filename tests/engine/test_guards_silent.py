@@ -25,7 +25,7 @@ from adpe.errors import UserError
 
 GUARDS = [
     "finite_loss", "learning_rate_guard", "gradient_guard", "adversary_guard", "collapse_guard", "evaluation_guard",
-    "label_guard",
+    "label_guard", "batch_guard",
 ]  # fmt: skip
 
 

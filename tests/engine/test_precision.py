@@ -14,7 +14,8 @@ pytest.importorskip("mmseg")
 pytest.importorskip("mmdet")
 from built_configs import CONFIGS, config
 from mmengine.config import Config
-from trainable import batch, trainable
+from shrunk_configs import shrunk
+from trainable import trainable
 
 import adpe.engine  # noqa: F401  registers, and guards mmcv's operators
 from adpe.engine.launch import train_main
@@ -29,72 +30,7 @@ from adpe.engine.settings.precision import (
 from adpe.errors import UserError
 
 TRAINED = [name for name in CONFIGS if not config(name).get("evaluation")]
-SMALL = {"embed_dim": 32, "num_heads": 2}
-NARROW = {
-    "decoder_embed_dim": 32, "decoder_depth": 1, "decoder_num_heads": 2,
-    "predictor_embed_dim": 32, "predictor_depth": 1, "prototypes": 64, "patch_prototypes": 32,
-}  # fmt: skip
 _losses: dict[str, list[float]] = {}
-
-
-def shrunk(name: str) -> tuple[Config, Any]:
-    """A config at 2 blocks of width 32 with ``--amp``, and two of its images."""
-    cfg = config(name)
-    request_precision(cfg, "bf16")
-    if cfg.default_scope == "mmengine":
-        if cfg.model.model.startswith("adpe_"):
-            cfg.model.update(**SMALL, depth=2)
-        if cfg.model.type == "AdPEPretraining":
-            cfg.model.update({key: value for key, value in NARROW.items() if key in cfg.model})
-            if "prototypes" in cfg.model:
-                cfg.model.update(hidden=32, bottleneck=16)
-            data = cfg.train_dataloader.dataset
-            if data.type == "AdPEMultiBandDataset":
-                sides = [(2, data.views.global_size), (2, data.views.local_size)]
-                return cfg, {"inputs": [torch.rand(2, count, 14, side, side) for count, side in sides]}
-            crops = data.crops
-            if isinstance(crops, list):
-                return cfg, {"inputs": [
-                    torch.randint(0, 256, (2, 2, 3, group.size, group.size), dtype=torch.uint8)
-                    for group in crops
-                ]}  # fmt: skip
-            if not cfg.model.model.startswith("adpe_"):
-                crops.size = 64
-                cfg.model.update(radius=5, layers=[1, 1, 1, 1], channels=[8, 16, 16, 32])
-            data = {"inputs": torch.randint(0, 256, (2, crops.num_crops, 3, crops.size, crops.size), dtype=torch.uint8)}
-            return cfg, data
-        if cfg.model.get("mixup_batch"):
-            cfg.model.mixup_batch = 2
-        labels = {"label": torch.tensor([0, 1]), "index": torch.arange(2), "img_path": ["a", "b"]}
-        return cfg, {"inputs": torch.randn(2, 3, cfg.image_size, cfg.image_size), "data_samples": labels}
-    backbone, pyramid = cfg.model.backbone, cfg.model.neck
-    if name.startswith("configs/demo"):
-        return cfg, batch(cfg, 48)
-    backbone.update(**SMALL, img_size=64)
-    if cfg.default_scope == "mmseg":
-        cfg.model.data_preprocessor.size = (64, 64)
-        backbone.update(depth=4, out_indices=(0, 1, 2, 3))
-        if cfg.model.decode_head.type == "AdPELinearSegmentationHead":
-            backbone.out_indices = "last"
-            cfg.model.decode_head.in_channels = 32
-            return cfg, batch(cfg, 64)
-        pyramid.embed_dim = 32
-        cfg.model.decode_head.update(in_channels=[32] * 4, channels=16)
-        cfg.model.auxiliary_head.update(in_channels=32, channels=16)
-        return cfg, batch(cfg, 64)
-    cfg.model.data_preprocessor.pad_size_divisor = 64
-    backbone.update(depth=2, global_attn_indexes=(1,))
-    pyramid.update(in_channels=32, out_channels=32)
-    cfg.model.rpn_head.update(in_channels=32, feat_channels=32)
-    roi_head = cfg.model.roi_head
-    heads = roi_head.bbox_head if isinstance(roi_head.bbox_head, list) else [roi_head.bbox_head]
-    for head in [*heads, roi_head.mask_head]:
-        head.update(in_channels=32, conv_out_channels=32)
-    for head in heads:
-        head.fc_out_channels = 32
-    for extractor in (roi_head.bbox_roi_extractor, roi_head.mask_roi_extractor):
-        extractor.out_channels = 32
-    return cfg, batch(cfg, 64)
 
 
 def two_iterations(cfg: Config, data: Any) -> list[float]:
@@ -103,7 +39,7 @@ def two_iterations(cfg: Config, data: Any) -> list[float]:
     assert type(wrapper) is AdPEAutocastOptimWrapper
     seen: set[torch.dtype] = set()
     for module in model.modules():
-        if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d)):
+        if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d)) and module.weight.requires_grad:
             module.register_forward_hook(lambda _, inputs, output: seen.add(output.dtype))
     losses = [float(model.train_step(data, wrapper)["loss"]) for _ in range(2)]
     assert seen == {torch.bfloat16}
@@ -112,9 +48,10 @@ def two_iterations(cfg: Config, data: Any) -> list[float]:
 
 
 @pytest.mark.parametrize("name", TRAINED)
-def test_amp_trains_every_config(name: str) -> None:
+def test_amp_trains_every_config(name: str, tmp_path: Path) -> None:
     """``--amp`` for two iterations on the CPU; models that are the same when shrunk are trained once."""
-    cfg, data = shrunk(name)
+    cfg, data = shrunk(name, tmp_path)
+    request_precision(cfg, "bf16")
     key = json.dumps([cfg.model.to_dict(), cfg.optim_wrapper.to_dict()["constructor"] if "constructor" in
                       cfg.optim_wrapper else None, sorted(data)], sort_keys=True, default=str)  # fmt: skip
     if key not in _losses:

@@ -19,7 +19,7 @@ def trainable(cfg: Config) -> tuple[nn.Module, OptimWrapper]:
         (rcnn[0] if isinstance(rcnn, list) else rcnn).sampler.num = 24
         cfg.model.test_cfg.rpn.max_per_img = 24
     for part in ("neck", "decode_head", "auxiliary_head") if cfg.default_scope == "mmseg" else ():
-        if "norm_cfg" in (cfg.model[part] or {}):
+        if "norm_cfg" in (cfg.model.get(part) or {}):
             cfg.model[part].norm_cfg.type = "BN"
     torch.manual_seed(0)
     model = build(cfg)

@@ -14,6 +14,7 @@ from adpe.engine.hooks.recording import config_sha256
 from adpe.engine.launch import train_main
 from adpe.leaderboard.protocol import fingerprint
 from adpe.leaderboard.records import append_record, read_records, record_fault
+from adpe.leaderboard.tasks import TASKS
 
 
 def record(**changes):
@@ -41,7 +42,7 @@ def test_torn_and_invalid_lines_are_named_and_skipped(tmp_path):
     assert faults == [
         f"{path}:2: schema is 2 instead of 1; skipped",
         f"{path}:3: not a JSON object; skipped",
-        f"{path}:4: task is 'naps' instead of one of segmentation, detection, classification, pretrain; skipped",
+        f"{path}:4: task is 'naps' instead of one of {', '.join(TASKS)}; skipped",
         f"{path}:5: metric mIoU is 'high' instead of a number; skipped",
         f"{path}:6: seed is '0', which is not of the expected type; skipped",
         f"{path}:7: not a JSON line; skipped",

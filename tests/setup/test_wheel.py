@@ -20,8 +20,11 @@ def site(tmp_path_factory) -> Path:
     """A folder with the unpacked wheel."""
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
-    ignored = shutil.ignore_patterns(".git", ".venv", "build", "*.egg-info", "work_dirs", "data", "__pycache__")
-    shutil.copytree(ROOT, source, ignore=ignored)
+    beside = {".git", ".venv", "build", "work_dirs", "data"}
+    anywhere = shutil.ignore_patterns("*.egg-info", "__pycache__")
+    shutil.copytree(
+        ROOT, source, ignore=lambda at, names: anywhere(at, names) | (beside if Path(at) == ROOT else set())
+    )
     command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", folder, source]
     subprocess.run(command, check=True, capture_output=True, timeout=300)
     (wheel,) = folder.glob("*.whl")
