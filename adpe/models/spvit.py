@@ -1,14 +1,15 @@
 """SP-ViT (arXiv 2206.07662): attention logits multiplied by a learned function of the offset between patches.
 
-Every head has a small network of the offset in patches, ``(column, row)`` of the key minus the query; at the start it
-is 1 and attention is plain. The network around it is LV-ViT's: a convolutional stem, residual branches divided by a
-number, a depthwise convolution after every block, a class token that joins after the blocks with a prior.
+The function is :mod:`adpe.models.spatial_prior`'s. The network around it is LV-ViT's: a convolutional stem, residual
+branches divided by a number, a depthwise convolution after every block, a class token that joins after the blocks with
+a prior.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from itertools import islice
 from typing import Any, Literal
 
 import torch
@@ -18,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from adpe.models.layers import DropPath
 from adpe.models.resampling import resample_pos_embed
+from adpe.models.spatial_prior import SpatialPrior
 
 OffsetScale = Literal["raw", "train_grid"]
 
@@ -35,45 +37,20 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def offsets(h: int, w: int, device: Any = None) -> Tensor:
-    """``(L, L, 2)`` offsets (column, row) of key minus query, in patches."""
-    rows, columns = torch.meshgrid(torch.arange(h, device=device), torch.arange(w, device=device), indexing="ij")
-    places = torch.stack([columns.flatten(), rows.flatten()], dim=-1)
-    return places[None] - places[:, None]
-
-
-class PriorAttention(nn.Module):
+class PriorAttention(SpatialPrior):
     """Attention among patches whose scaled logits are multiplied by the spatial prior.
 
     Args:
         dim: width D.
         num_heads: heads.
-        train_grid: side of the grid of training, for offsets that are scaled to it; None takes them raw.
+        train_grid: see :class:`adpe.models.spatial_prior.SpatialPrior`.
     """
 
     def __init__(self, dim: int, num_heads: int, train_grid: int | None = None) -> None:
-        super().__init__()
-        self.num_heads, self.train_grid = num_heads, train_grid
-        self.w1 = nn.Linear(2, dim)
-        self.w2 = nn.Parameter(torch.zeros(dim, 1))
-        self.b2 = nn.Parameter(torch.ones(num_heads))
+        super().__init__(dim, num_heads, train_grid)
         self.qk = nn.Linear(dim, 2 * dim, bias=False)
         self.v = nn.Linear(dim, dim, bias=False)
         self.proj = nn.Linear(dim, dim)
-
-    def multiplier(self, grid: tuple[int, int]) -> Tensor:
-        """``(H, L, L)``: the small networks on the ``(2 h - 1)(2 w - 1)`` different offsets, gathered."""
-        h, w = grid
-        device, dtype = self.w2.device, self.w2.dtype
-        columns = torch.arange(1 - w, w, device=device)
-        rows = torch.arange(1 - h, h, device=device)
-        different = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), dim=-1).flatten(0, 1).to(dtype)
-        if self.train_grid is not None:
-            different = different * different.new_tensor([self.train_grid / w, self.train_grid / h])
-        hidden = F.relu(self.w1(different)).unflatten(-1, (self.num_heads, -1))
-        values = torch.einsum("ohc,hc->ho", hidden, self.w2.view(self.num_heads, -1)) + self.b2[:, None]
-        delta = offsets(h, w, device)
-        return values[:, (delta[..., 1] + h - 1) * (2 * w - 1) + delta[..., 0] + w - 1]
 
     def weights(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         """Attention ``(B, H, L, L)``."""
@@ -281,13 +258,19 @@ class SPViT(nn.Module):
         x = self.patch_embed(images)
         return x.flatten(2).transpose(1, 2), (x.shape[-2], x.shape[-1])
 
-    def block_tokens(self, x: Tensor, grid: tuple[int, int]) -> list[Tensor]:
-        """Tokens after every block, from patch embeddings; the class token joins behind the blocks with a prior."""
+    def block_tokens(self, x: Tensor, grid: tuple[int, int], count: int | None = None) -> list[Tensor]:
+        """Tokens after every block, from patch embeddings; the class token joins behind the blocks with a prior.
+
+        Args:
+            x: ``(B, L, D)`` of :meth:`embed`.
+            grid: ``(h, w)`` of the patches.
+            count: so many blocks are run; None runs all.
+        """
         side = (self.train_side, self.train_side)
         cls = self.cls_token.expand(len(x), -1, -1)
         x = x + resample_pos_embed(self.pos_embed, side, grid, "timm")
         found = []
-        for number, block in enumerate(self.blocks):
+        for number, block in enumerate(islice(self.blocks, count)):
             if number == self.prior_blocks:
                 x = torch.cat([cls, x], dim=1)
             if self.grad_checkpointing and torch.is_grad_enabled():

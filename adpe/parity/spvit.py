@@ -7,7 +7,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from adpe.errors import UserError
-from adpe.models.spvit import ConvStem, PriorAttention, SPBlock, SPViT, offsets, token_label_loss
+from adpe.models.spatial_prior import offsets
+from adpe.models.spvit import ConvStem, PriorAttention, SPBlock, SPViT, token_label_loss
 from adpe.parity.cases import CaseResult, GoldenCase, compare_gradients, largest_error, relative_error
 
 
