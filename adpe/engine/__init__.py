@@ -23,6 +23,8 @@ from adpe.evaluations import frozen_encoder as _frozen_encoder  # noqa: F401
 from adpe.transfer import contiguous_ops as _contiguous_ops
 from adpe.transfer import gcvit_backbone as _gcvit_backbone  # noqa: F401
 from adpe.transfer import necks as _necks  # noqa: F401
+from adpe.transfer import saliency_backbone as _saliency_backbone  # noqa: F401
+from adpe.transfer import spvit_backbone as _spvit_backbone  # noqa: F401
 from adpe.transfer import timm_backbone as _timm_backbone  # noqa: F401
 from adpe.transfer import tta as _tta  # noqa: F401
 from adpe.transfer import vit_backbone as _vit_backbone  # noqa: F401

@@ -77,9 +77,16 @@ def centre_scores(pixels: Tensor, patch_size: int) -> Tensor:
 
 
 def random_scores(pixels: Tensor, patch_size: int) -> Tensor:
-    """Uniform numbers of the global generator, ``(B, L)``."""
+    """Uniform numbers, ``(B, L)``, drawn by a generator that the image itself seeds.
+
+    So an image keeps its patches in every batch, run and epoch, as under the choosers that this is the control of.
+    """
     h, w = pixels.shape[-2] // patch_size, pixels.shape[-1] // patch_size
-    return torch.rand(len(pixels), h * w, dtype=torch.float64, device=pixels.device)
+    levels = (255 * pixels).round().long().flatten(1)
+    places = torch.arange(levels.shape[1], device=pixels.device) % 8191 + 1
+    seeds = ((levels * places).sum(dim=1) % 2**31).tolist()
+    drawn = [torch.rand(h * w, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    return torch.stack(drawn).to(pixels.device)
 
 
 class AttentionScores:
@@ -99,8 +106,13 @@ class AttentionScores:
     def __call__(self, pixels: Tensor, patch_size: int) -> Tensor:
         from adpe.viz.attention_maps import attention_maps
 
-        images = (pixels - self.mean.to(pixels)) / self.std.to(pixels)
-        return attention_maps(self.encoder, images)[-1].mean(dim=1).flatten(1).double().to(pixels.device)
+        if self.encoder.patch_size != patch_size:
+            raise ValueError(f"saliency: the frozen encoder has patches of {self.encoder.patch_size}, not {patch_size}.")
+        images = ((pixels - self.mean.to(pixels)) / self.std.to(pixels)).float()
+        # It is no part of the model, whose checkpoints and devices do not concern it.
+        self.encoder.to(pixels.device)
+        with torch.autocast(pixels.device.type, enabled=False):
+            return attention_maps(self.encoder, images)[-1].mean(dim=1).flatten(1).double().to(pixels.device)
 
 
 CHOOSERS: dict[str, Chooser] = {
@@ -123,7 +135,8 @@ def build_chooser(options: Mapping[str, Any]) -> tuple[Chooser, str]:
 
         if not options.get("encoder"):
             raise ValueError("saliency: type='attention' needs encoder=FILE, a pretrained encoder of the same patches.")
-        return AttentionScores(load_encoder(options["encoder"], verbose=False), IMAGENET_MEAN, IMAGENET_STD), kind
+        mean, std = options.get("mean", IMAGENET_MEAN), options.get("std", IMAGENET_STD)
+        return AttentionScores(load_encoder(options["encoder"], verbose=False), mean, std), kind
     if kind not in CHOOSERS:
         raise ValueError(f"saliency: type={kind!r} is none of {', '.join([*CHOOSERS, 'attention'])}.")
     return CHOOSERS[kind], kind

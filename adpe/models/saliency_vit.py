@@ -8,6 +8,7 @@ before the last block. No code of SGT was published; the encoder's form is that 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -24,8 +25,7 @@ class SaliencyViT(VisionTransformer):
 
     Args:
         saliency: ``type`` (spectral_residual, centre, random, attention with ``encoder``), ``ratio`` of the patches
-            that
-            are kept (0.25), ``residual_before`` the block (-1: the last), ``mask_probability`` of a training batch
+            that are kept (0.25), ``residual_before`` the block (-1: the last), ``mask_probability`` of a training batch
             (1.0), ``mask_at_test`` (True), ``class_position`` in the masked pass (True), and ``mean`` and ``std`` with
             which images are normalised.
         options: of :class:`VisionTransformer`.
@@ -36,8 +36,12 @@ class SaliencyViT(VisionTransformer):
 
     def __init__(self, *args: Any, saliency: Mapping[str, Any] | None = None, **options: Any) -> None:
         super().__init__(*args, **options)
-        said = {"ratio": 0.25, "residual_before": -1, "mask_probability": 1.0, "mask_at_test": True,
-                "class_position": True, "mean": IMAGENET_MEAN, "std": IMAGENET_STD, **(saliency or {})}  # fmt: skip
+        said: dict[str, Any] = {"ratio": 0.25, "residual_before": -1, "mask_probability": 1.0, "mask_at_test": True,
+                "class_position": True, "mean": IMAGENET_MEAN, "std": IMAGENET_STD}  # fmt: skip
+        unknown = {*(saliency or {})} - {*said, "type", "encoder"}
+        if unknown:
+            raise ValueError(f"saliency has no option {', '.join(sorted(unknown))}.")
+        said |= saliency or {}
         if self.relative or self.needs_grid or not self.num_prefix_tokens:
             raise ValueError("saliency needs a class token, absolute positions and no windows.")
         depth = len(self.blocks)
@@ -61,12 +65,13 @@ class SaliencyViT(VisionTransformer):
             return self.mask_at_test
         return self.mask_probability >= 1 or float(torch.rand(())) < self.mask_probability
 
-    def block_tokens(self, images: Tensor, kept: Tensor) -> list[Tensor]:
+    def block_tokens(self, images: Tensor, kept: Tensor, count: int | None = None) -> list[Tensor]:
         """Tokens ``(B, K + L, D)`` after every block; before the residual, kept features stand on the embeddings.
 
         Args:
             images: ``(B, 3, H, W)`` normalised.
             kept: ``(B, k)`` patches that attend to each other.
+            count: so many blocks are run; None runs all.
         """
         prefix = self.num_prefix_tokens
         x, _ = self.embed(images)
@@ -76,7 +81,7 @@ class SaliencyViT(VisionTransformer):
         places = kept.unsqueeze(-1).expand(-1, -1, x.shape[-1])
         x = torch.cat([cls, patches.gather(1, places)], dim=1)
         found = []
-        for number, block in enumerate(self.blocks):
+        for number, block in enumerate(islice(self.blocks, count)):
             if number == self.residual_before:
                 x = torch.cat([x[:, :prefix], patches.scatter_add(1, places, x[:, prefix:])], dim=1)
             x = run_blocks([block], x, [None], self.grad_checkpointing)
@@ -108,8 +113,13 @@ class SaliencyViT(VisionTransformer):
             )
         depth, prefix = len(self.blocks), self.num_prefix_tokens
         wanted = range(depth) if indices is None else range(depth)[-indices:] if isinstance(indices, int) else indices
-        tokens = self.block_tokens(images, self.choose(images))
-        chosen = [self.norm(tokens[i]) if norm else tokens[i] for i in wanted]
+        bad = [i for i in wanted if not -depth <= i < depth]
+        if bad or output_fmt not in ("NCHW", "NLC"):
+            raise ValueError(f"indices {bad} of {depth} blocks, output_fmt={output_fmt!r}.")
+        keep = sorted({i % depth for i in wanted})
+        count = max(keep, default=-1) + 1 if stop_early else None
+        tokens = self.block_tokens(images, self.choose(images), count)
+        chosen = [self.norm(tokens[i]) if norm else tokens[i] for i in keep]
         maps: list[Any] = [x[:, prefix:] for x in chosen]
         if output_fmt == "NCHW":
             grid = self.patch_embed.grid(images)

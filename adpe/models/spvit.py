@@ -215,11 +215,8 @@ class SPViT(nn.Module):
         if offset_scale not in ("raw", "train_grid"):
             raise ValueError(f"offset_scale={offset_scale!r} is none of raw, train_grid.")
         self.patch_size, self.embed_dim, self.prior_blocks = patch_size, dim, prior
-        self.train_side, self.num_classes, self.grad_checkpointing = (
-            img_size // patch_size,
-            num_classes,
-            grad_checkpointing,
-        )
+        self.train_side, self.offset_scale = img_size // patch_size, offset_scale
+        self.num_classes, self.grad_checkpointing = num_classes, grad_checkpointing
         self.patch_embed: nn.Module
         if said["stem"]:
             self.patch_embed = ConvStem(patch_size, in_chans, dim, said["stem"])

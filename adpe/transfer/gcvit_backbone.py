@@ -6,17 +6,15 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from adpe.checkpoints.copies import unwrap, without_wrappers
-from adpe.checkpoints.loading import check_values
-from adpe.checkpoints.reading import read_file
+from adpe.checkpoints.loading import LoadReport
 from adpe.errors import UserError
 from adpe.models.gcvit import GCViT, resize_bias_table
 from adpe.transfer.initialisation import starting_checkpoint
+from adpe.transfer.network_loading import load_network, read_network
 
 _TABLE = "relative_position_bias_table"
 # Of a classifier: the index is computed anew for any window, the head is not used, the norm is of the last map alone.
@@ -68,6 +66,8 @@ class AdPEGCViT(BaseModule):
             self.net = GCViT(variant, **options)
         except (TypeError, ValueError) as error:
             raise UserError(f"AdPEGCViT: {error}") from None
+        # mmdet's NumClassCheckHook compares the attribute of every module with the data's classes.
+        del self.net.num_classes
         self.pretrain_window_size = pretrain_window_size
         self.channels = tuple(self.net.channels[i] for i in self.out_indices)
         self.strides = tuple(4 << i for i in self.out_indices)
@@ -96,37 +96,14 @@ class AdPEGCViT(BaseModule):
         path = starting_checkpoint(self)
         if path is None:
             return
-        dropped: dict[str, str] = {}
-        state = without_wrappers(unwrap(read_file(path), dropped), dropped)
-        for prefix in ("backbone.", "net."):
-            inner = {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
-            state = inner or state
-        own = self.net.state_dict()
-        resized = 0
+        report = LoadReport(path)
+        state, own = read_network(path, report), self.net.state_dict()
         for name in [name for name in state if name.endswith(_TABLE) and name in own]:
             if state[name].shape != own[name].shape and state[name].ndim == 2:
                 window = (round(own[name].shape[0] ** 0.5) + 1) // 2
                 state[name] = resize_bias_table(state[name].float(), window)
-                resized += 1
-        missing = [name for name in own if name not in state and not _NEW.match(name)]
-        wrong = [name for name in own if name in state and state[name].shape != own[name].shape]
-        unknown = [name for name in state if name not in own and not _LEFT_OUT.match(name)]
-        if missing or wrong or unknown:
-            raise UserError(
-                f"{path}: of {len(own)} tensors of this GC ViT {len(missing)} are missing, {len(wrong)} of another "
-                f"shape, and {len(unknown)} are unknown ({', '.join([*missing, *wrong, *unknown][:3])}). Choose the "
-                "variant that it is of."
-            )
-        known = {name: tensor for name, tensor in state.items() if name in own}
-        for name, tensor in known.items():
-            check_values(name, tensor, path)
-        self.net.load_state_dict(known, strict=False)
-        new = len(own) - len(known)
-        print_log(
-            f"AdPEGCViT: {len(known)} of {len(own)} tensors from {path}; {resized} bias tables resized to windows of "
-            f"{self.net.windows}; {new} tensors of the maps' norms start anew",
-            logger="current",
-        )
+                report.resized[name] = f"bias table, to windows of {self.net.windows}"
+        load_network(self.net, state, report, _LEFT_OUT, _NEW, "Choose the variant that it is of.")
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """``(B, 3, H, W)`` normalised images to contiguous maps ``(B, channels[i], h, w)``."""

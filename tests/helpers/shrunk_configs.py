@@ -19,6 +19,7 @@ NARROW = {
 }  # fmt: skip
 GC_VIT = {"variant": None, "dim": 16, "depths": (1, 1, 1, 1), "heads": (1, 2, 4, 8), "window_size": 4}
 GC_VIT_CHANNELS = [16, 32, 64, 128]
+SP_VIT = {"variant": None, "embed_dim": 32, "depth": 4, "num_heads": 2, "stem": 8, "prior_blocks": 2, "img_size": 64}
 RESNET = {"radius": 5, "layers": [1, 1, 1, 1], "channels": [8, 16, 16, 32]}
 VIT_VQ = {"dim": 32, "depth": 1, "num_heads": 2, "head_dim": 16, "codes": 16, "img_size": 32}
 SEQUENCE = {"dim": 32, "num_heads": 2, "encoder_blocks": 1, "decoder_blocks": 1}
@@ -107,6 +108,11 @@ def _segmentation(cfg: Config) -> dict[str, Any]:
         model.backbone.update(GC_VIT)
         model.decode_head.update(in_channels=GC_VIT_CHANNELS, channels=16)
         model.auxiliary_head.update(in_channels=GC_VIT_CHANNELS[2], channels=16)
+    elif model.backbone.type == "AdPESPViT":
+        model.backbone.update(**SP_VIT, out_indices=(0, 1, 2, 3))
+        model.neck.embed_dim = 32
+        model.decode_head.update(in_channels=[32] * 4, channels=16)
+        model.auxiliary_head.update(in_channels=32, channels=16)
     elif model.neck is None:
         model.backbone.update(**SMALL, depth=4, img_size=64)
         model.decode_head.in_channels = 32
@@ -127,6 +133,9 @@ def _detection(cfg: Config) -> dict[str, Any]:
     if cfg.model.backbone.type == "AdPEGCViT":
         cfg.model.backbone.update(GC_VIT)
         cfg.model.neck.update(in_channels=GC_VIT_CHANNELS, out_channels=32)
+    elif cfg.model.backbone.type == "AdPESPViT":
+        cfg.model.backbone.update(SP_VIT)
+        cfg.model.neck.update(in_channels=32, out_channels=32)
     else:
         cfg.model.backbone.update(**SMALL, img_size=64, depth=2, global_attn_indexes=(1,))
         cfg.model.neck.update(in_channels=32, out_channels=32)
