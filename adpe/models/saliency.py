@@ -107,7 +107,9 @@ class AttentionScores:
         from adpe.viz.attention_maps import attention_maps
 
         if self.encoder.patch_size != patch_size:
-            raise ValueError(f"saliency: the frozen encoder has patches of {self.encoder.patch_size}, not {patch_size}.")
+            raise ValueError(
+                f"saliency: the frozen encoder has patches of {self.encoder.patch_size}, not {patch_size}."
+            )
         images = ((pixels - self.mean.to(pixels)) / self.std.to(pixels)).float()
         # It is no part of the model, whose checkpoints and devices do not concern it.
         self.encoder.to(pixels.device)

@@ -72,7 +72,9 @@ class AdPESPViT(BaseModule):
         del self.net.num_classes
         depth = len(self.net.blocks)
         if not out_indices or any(not -depth <= i < depth for i in out_indices):
-            raise UserError(f"AdPESPViT: out_indices={tuple(out_indices)}: expected some of the blocks 0 to {depth - 1}.")
+            raise UserError(
+                f"AdPESPViT: out_indices={tuple(out_indices)}: expected some of the blocks 0 to {depth - 1}."
+            )
         if not -1 <= frozen_stages <= depth:
             raise UserError(f"AdPESPViT: frozen_stages must lie in -1..{depth}, got {frozen_stages}.")
         self.out_indices = tuple(i % depth for i in out_indices)
@@ -143,5 +145,7 @@ class AdPESPViT(BaseModule):
 
     def describe_positions(self) -> str:
         """How positions and attention work, in words, as the encoder's method of this name."""
-        scale = self.net.offset_scale.replace("raw", "raw offsets").replace("train_grid", "offsets of the training grid")
+        scale = self.net.offset_scale.replace("raw", "raw offsets").replace(
+            "train_grid", "offsets of the training grid"
+        )
         return f"learned timm, spatial prior in {self.net.prior_blocks} blocks, {scale}"
