@@ -13,6 +13,7 @@ COMMANDS: dict[str, tuple[str, list[str], str]] = {
     "train": ("train.py", [], "train a config: pretraining, segmentation, detection, classification"),
     "test": ("test.py", [], "evaluate a checkpoint"),
     "evaluate": ("evaluate.py", [], "evaluate frozen encoders and rank them in one table"),
+    "infer": ("infer.py", [], "predict pictures without labels"),
     "convert": ("convert_checkpoint.py", [], "write a checkpoint by another framework's names"),
     "visualize": ("visualize.py", [], "draw reconstructions, positions and attention"),
     "prepare": ("prepare_data.py", [], "download a data set and lay it out"),

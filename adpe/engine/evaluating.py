@@ -216,15 +216,23 @@ def _folder_name(encoder: str | None, taken: set[str]) -> str:
 
 
 def print_table(rows: list[tuple[str, dict[str, float]]], task: str) -> None:
-    """Encoders and their metrics, the best by the task's first metric on top."""
+    """Encoders and their metrics, the best by the task's first metric first; a row a metric where they are many."""
     from rich.console import Console
     from rich.table import Table
 
     found = [name for _, metrics in rows for name in metrics]
     names = list(dict.fromkeys([*main_metrics(task, found), *found]))
     first = metric_of(names[0])
-    table = Table("encoder", *(f"{metric_of(name).label} {metric_of(name).unit}".strip() for name in names))
-    key = lambda row: row[1].get(names[0], float("nan"))  # noqa: E731
-    for encoder, metrics in sorted(rows, key=key, reverse=first.higher_is_better):
-        table.add_row(encoder, *(show_metric(name, metrics.get(name)) for name in names))
+    ranked = sorted(rows, key=lambda row: row[1].get(names[0], float("nan")), reverse=first.higher_is_better)
+    labels = [f"{metric_of(name).label} {metric_of(name).unit}".strip() for name in names]
+    cells = [[show_metric(name, metrics.get(name)) for name in names] for _, metrics in ranked]
+    encoders = [encoder for encoder, _ in ranked]
+    if len(names) > 6:
+        table = Table("", *encoders)
+        for label, *values in zip(labels, *cells, strict=True):
+            table.add_row(label, *values)
+    else:
+        table = Table("encoder", *labels)
+        for encoder, values in zip(encoders, cells, strict=True):
+            table.add_row(encoder, *values)
     Console().print(table)

@@ -30,6 +30,7 @@ from adpe.engine.processes import check_launcher, join, lock_work_dir, lost_proc
 from adpe.engine.resolved_protocol import swept_paths, task_protocol
 from adpe.engine.resuming.reproducible import make_reproducible
 from adpe.engine.runner import AdPERunner
+from adpe.engine.settings.device import fit_to_device
 from adpe.engine.settings.effective_batch import apply_effective_batch
 from adpe.engine.settings.precision import request_precision, settle_precision
 from adpe.engine.settings.start import settle_start
@@ -187,7 +188,7 @@ def train(args: argparse.Namespace) -> AdPERunner | dict[str, float]:
         task, swept = task_protocol(args.config, options), swept_paths(args.config, options, cfg)
     processes = int(os.environ["WORLD_SIZE"]) if args.launcher != "none" else 1
     batch = apply_effective_batch(cfg, processes)
-    _fit_to_device(cfg, args.launcher)
+    fit_to_device(cfg, args.launcher, _print_once)
     complete_hooks(cfg)
     match_annotations(cfg, ["train_dataloader", "val_dataloader"])
     use_unrounded_metrics(cfg)
@@ -225,7 +226,7 @@ def test(args: argparse.Namespace) -> dict[str, float]:
     if args.tta:
         use_tta(cfg)
     use_unrounded_metrics(cfg)
-    _fit_to_device(cfg, args.launcher)
+    fit_to_device(cfg, args.launcher, _print_once)
     join(cfg, args.launcher)
     if args.out and Path(args.out).suffix not in (".json", ".pkl"):
         raise UserError(f"--out {args.out}: expected a name ending in .json (metrics) or .pkl (predictions).")
@@ -305,37 +306,6 @@ def _find_resumed(cfg: Config, resume: str | None) -> int | None:
         cfg.precision = meta.get("precision", "float32")
         request_precision(cfg)
     return meta.get("seed")
-
-
-def _fit_to_device(cfg: Config, launcher: str) -> None:
-    """What several processes or a CPU need: plain BatchNorm, and a model wrapper without GPU numbers."""
-    if launcher == "none" or not torch.cuda.is_available():
-        count = _replace_sync_bn(cfg.model)
-        if count:
-            _print_once(f"SyncBN needs several GPUs: {count} norm_cfg of the model use BN instead")
-    if cfg.get("sync_bn") and not torch.cuda.is_available():
-        if launcher != "none":
-            _print_once(f"sync_bn={cfg.sync_bn} needs GPUs: each process has BatchNorms of its own")
-        cfg.sync_bn = None
-    if launcher != "none" and not torch.cuda.is_available():
-        wrapper = cfg.get("model_wrapper_cfg") or {
-            "type": "MMDistributedDataParallel",
-            "broadcast_buffers": False,
-            "find_unused_parameters": cfg.get("find_unused_parameters", False),
-        }
-        cfg.model_wrapper_cfg = {**wrapper, "device_ids": None}
-
-
-def _replace_sync_bn(node: Any) -> int:
-    count = 0
-    if isinstance(node, dict):
-        if node.get("type") in ("SyncBN", "SyncBatchNorm", "MMSyncBN"):
-            node["type"] = "BN"
-            count += 1
-        count += sum(_replace_sync_bn(value) for value in node.values())
-    elif isinstance(node, (list, tuple)):
-        count += sum(_replace_sync_bn(value) for value in node)
-    return count
 
 
 def _show(cfg: Config, folder: str) -> None:

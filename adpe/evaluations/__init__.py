@@ -2,6 +2,7 @@
 
 EVALUATIONS = {
     "attentive_probe": "adpe.evaluations.attentive_probe:AttentiveProbe",
+    "backdoor": "adpe.evaluations.robustness:BackdoorRobustness",
     "efficient_probe": "adpe.evaluations.attentive_probe:EfficientProbing",
     "knn": "adpe.evaluations.knn:KNN",
     "knn_layers": "adpe.evaluations.knn:LayerKNN",

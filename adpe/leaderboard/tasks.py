@@ -61,6 +61,17 @@ METRICS: dict[str, Metric] = {
     "position_R2": Metric("R² of position", unit="", digits=3),
     "position_R2_max": Metric("R² of position, best block", unit="", digits=3),
     "attention_distance": Metric("attention distance", unit="patches"),
+    "clean_top1": Metric("top-1"),
+    "source_top1": Metric("top-1 of the source class"),
+    "asr": Metric("attack success", higher_is_better=False),
+    "asr_clean": Metric("attack success without trigger", higher_is_better=False),
+    "blocked_asr": Metric("attack success, blocked", higher_is_better=False),
+    "blocked_random_asr": Metric("attack success, blocked at random", higher_is_better=False),
+    "blocked_centre_asr": Metric("attack success, centre blocked", higher_is_better=False),
+    "blocked_trigger_asr": Metric("attack success, trigger blocked", higher_is_better=False),
+    "blocked_source_top1": Metric("top-1 of the source class, blocked"),
+    "blocked_clean_top1": Metric("top-1, blocked"),
+    "trigger_hit": Metric("trigger inside the window"),
     "loss": Metric("loss", unit="", higher_is_better=False, digits=4),
 }
 # In the order of the tables.
@@ -69,6 +80,9 @@ TASKS: dict[str, Task] = {
     "detection": Task(("bbox_mAP", "segm_mAP"), "Instance Segmentation"),
     "classification": Task(("top1",), "Image Classification"),
     "positions": Task(("position_R2", "position_R2_max", "attention_distance"), "Position Readout", published=False),
+    "robustness": Task(
+        ("blocked_asr", "asr", "asr_clean", "clean_top1", "blocked_clean_top1"), "Backdoor Robustness", published=False
+    ),
     "pretrain": Task(("loss",), "Self-Supervised Image Classification", published=False),
 }
 

@@ -44,6 +44,7 @@ FROZEN = (
     "configs/cifar10_knn_layers.py",
     "configs/cifar10_linear.py", "configs/cifar10_positions.py", "configs/demo/knn_segmentation.py",
     "configs/imagenet_attentive_vitb.py", "configs/imagenet_ep_vitb.py", "configs/imagenet_knn_vitb.py",
+    "configs/cifar10_backdoor.py", "configs/cifar10_backdoor_finetuned.py",
     "configs/cifar10_logistic.py", "configs/imagenet_lowshot_vitb.py",
     "configs/imagenet_positions_vitb.py",
 )  # fmt: skip

@@ -113,13 +113,13 @@ def _segmentation(cfg: Config) -> dict[str, Any]:
         model.neck.embed_dim = 32
         model.decode_head.update(in_channels=[32] * 4, channels=16)
         model.auxiliary_head.update(in_channels=32, channels=16)
-    elif model.neck is None:
+    elif model.decode_head.type in ("AdPELinearSegmentationHead", "FCNHead"):
         model.backbone.update(**SMALL, depth=4, img_size=64)
         model.decode_head.in_channels = 32
-        if model.decode_head.type == "AdPELinearSegmentationHead":
-            model.backbone.out_indices = "last"
-        else:
+        if model.decode_head.type == "FCNHead":
             model.decode_head.channels = 32
+        else:
+            model.backbone.out_indices = "last"
     else:
         model.backbone.update(**SMALL, depth=4, img_size=64, out_indices=(0, 1, 2, 3))
         model.neck.embed_dim = 32

@@ -21,7 +21,8 @@ from adpe.suites.suite_file import read_suite
 
 SMALL, FULL = read_suite("positions"), read_suite("positions_vitb")
 TITLES = {
-    "MAE": "MAE", "ColorMAE green": "MAE", "HPM": "HPM", "DropPos": "DropPos", "MAE+": "MAE+ APE",
+    "MAE": "MAE", "ColorMAE green": "MAE", "blocks of 2": "MAE", "CrossMAE": "CrossMAE",
+    "HPM": "HPM", "DropPos": "DropPos", "MAE+": "MAE+ APE",
     "AdPE coordinate": "AdPE APE coordinate", "one random shift": "random shifts APE",
     "random shift per patch": "MAE+ StoP coordinate", "StoP tied": "MAE+ StoP tied", "StoP free": "MAE+ StoP free",
     "cropped positions": "MAE+ cropped positions",
