@@ -231,7 +231,7 @@ class SPViT(nn.Module):
             SPBlock(dim, said["num_heads"], i < prior, mlp_ratio, said["skip_lam"], rates[i], scaled)
             for i in range(depth)
         )
-        self.norm = nn.LayerNorm(dim)
+        self.norm: nn.Module = nn.LayerNorm(dim)
         self.head = nn.Linear(dim, num_classes) if num_classes else nn.Identity()
         self.aux_head = nn.Linear(dim, num_classes) if num_classes and dense_head else None
         self.apply(_init)

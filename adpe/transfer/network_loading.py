@@ -1,4 +1,4 @@
-"""Checkpoints of backbones that are not the one encoder: every tensor is accounted for, as in `adpe.load_checkpoint`."""
+"""Checkpoints of other backbones than the one encoder: every tensor is accounted for, as in `load_checkpoint`."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from adpe.transfer.vit_backbone import AdPEViT
 
 @MODELS.register_module()
 class AdPESaliencyViT(AdPEViT, SaliencyViT):
-    """`AdPEViT` whose blocks before the last see the patches alone that a chooser keeps; every map is whole all the same.
+    """`AdPEViT` whose blocks before the last see only the patches that a chooser keeps; every map is whole all the same.
 
     In the maps of blocks before the residual, dropped patches are their embeddings. Parameters are the encoder's, so
     every checkpoint of it loads. In dense prediction most blocks thus lose most of the detail: this is for comparing

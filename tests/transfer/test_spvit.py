@@ -150,7 +150,7 @@ def test_a_classifiers_checkpoint(tmp_path: Path) -> None:
         torch.save({"state_dict": {k: v for k, v in state.items() if k != without}}, tmp_path / "part.pth")
         with pytest.raises(UserError, match=rf"part\.pth: .* 1 are missing.*{without.removeprefix('module.')}"):
             started("part.pth")
-    with pytest.raises(UserError, match="unknown.*prior_blocks"):
+    with pytest.raises(UserError, match=r"unknown.*prior_blocks"):
         started(prior_blocks=1)
     with pytest.raises(UserError, match=r"16 patches.* Set img_size=32"):
         started(img_size=64)
