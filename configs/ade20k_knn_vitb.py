@@ -13,7 +13,7 @@ _base_ = "./_base_/runtime.py"
 
 default_scope = "mmseg"
 custom_imports = dict(
-    imports=["adpe.engine", "adpe.data.segmentation", "adpe.evaluations.probe_transforms"],
+    imports=["adpe.engine", "adpe.data.segmentation", "adpe.data.views.probe_transforms"],
     allow_failed_imports=False,
 )
 data_root = "data/ade/ADEChallengeData2016"

@@ -15,7 +15,7 @@ custom_imports = dict(
         "adpe.engine",
         "adpe.data.segmentation",
         "adpe.transfer.linear_segmentation_head",
-        "adpe.evaluations.probe_transforms",
+        "adpe.data.views.probe_transforms",
     ],
     allow_failed_imports=False,
 )

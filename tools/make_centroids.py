@@ -17,12 +17,12 @@ import torch
 
 from adpe.checkpoints.loading import load_encoder
 from adpe.data.classification import spaced
-from adpe.data.images import ImageSource
-from adpe.data.multicrop import MultiCrop, crop_generator
+from adpe.data.sources.images import ImageSource
+from adpe.data.views.multicrop import MultiCrop, crop_generator
 from adpe.errors import UserError, print_error
-from adpe.methods.kmeans import kmeans, nearest_centroid, random_points, squared_error
-from adpe.methods.part_attention import train_parts
-from adpe.methods.tokenizers import (
+from adpe.methods.masks.part_attention import train_parts
+from adpe.methods.targets.kmeans import kmeans, nearest_centroid, random_points, squared_error
+from adpe.methods.targets.tokenizers import (
     AttentionTokenizer,
     HeadTokenizer,
     KMeansTokenizer,

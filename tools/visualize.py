@@ -26,8 +26,8 @@ from torchvision.transforms import v2
 import adpe
 from adpe.checkpoints.loading import load_checkpoint
 from adpe.checkpoints.reading import build_model, read_model_config
-from adpe.data.images import ImageSource
-from adpe.data.multicrop import IMAGENET_MEAN, IMAGENET_STD
+from adpe.data.sources.images import ImageSource
+from adpe.data.views.multicrop import IMAGENET_MEAN, IMAGENET_STD
 from adpe.errors import UserError, print_error
 from adpe.methods.adpe import AdPE
 from adpe.methods.adversary_figures import draw_adversary, draw_drift

@@ -13,7 +13,7 @@ from torch import Tensor
 from adpe.checkpoints.copies import unwrap
 from adpe.checkpoints.reading import read_metadata, training_config
 from adpe.checkpoints.tables import BEIT_TABLE
-from adpe.data.multicrop import first_group
+from adpe.data.views.multicrop import first_group
 from adpe.errors import UserError
 from adpe.models.attention import RelativeQuery
 from adpe.models.factory import SIZES, encoder_options

@@ -10,7 +10,7 @@ import numpy as np
 from mmengine.registry import DATASETS
 from torch.utils.data import Dataset
 
-from adpe.data.images import ImageSource
+from adpe.data.sources.images import ImageSource
 from adpe.errors import UserError, require
 
 

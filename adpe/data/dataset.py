@@ -13,9 +13,9 @@ from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch.utils.data import Dataset
 
 from adpe.data.captions import Captions
-from adpe.data.images import ImageSource
-from adpe.data.multicrop import MultiCrop, crop_generator
-from adpe.data.part_maps import PartMaps
+from adpe.data.sources.images import ImageSource
+from adpe.data.views.multicrop import MultiCrop, crop_generator
+from adpe.data.views.part_maps import PartMaps
 from adpe.errors import UserError
 
 
@@ -33,7 +33,8 @@ class AdPEImageDataset(Dataset):
         seed: of the crops.
         on_corrupt: ``"skip"`` or ``"error"``; see `ImageSource`.
         cache_dir: where compressed tars are unpacked; see `ImageSource`.
-        maps: ``folder`` and ``num_parts`` of :class:`adpe.data.part_maps.PartMaps`, whose crops follow the images as a
+        maps: ``folder`` and ``num_parts`` of :class:`adpe.data.views.part_maps.PartMaps`, whose crops follow the
+        images as a
             group of views of their own.
         captions: arguments of :class:`adpe.data.captions.Captions`, whose words follow likewise.
         labels: the number of the image's class folder plus 1 follows likewise, as (1,) int64.

@@ -19,7 +19,7 @@ from adpe.errors import UserError, require
 require("mmdet", "requirements/mm.txt")
 from mmdet.datasets import CocoDataset  # noqa: E402
 
-from adpe.evaluations.coco_ap import AdPECocoMetric as AdPECocoMetric  # noqa: E402  registers it, for configs
+from adpe.evaluations.metrics.coco_ap import AdPECocoMetric as AdPECocoMetric  # noqa: E402  registers it, for configs
 
 logger = logging.getLogger(__name__)
 

@@ -16,8 +16,8 @@ import numpy as np
 from mmengine import fileio
 from mmengine.registry import TRANSFORMS
 
-from adpe.data.images import MAX_CONSECUTIVE_CORRUPT
-from adpe.data.pixels import CorruptImageError, Size, decode_image, read_header, unreadable
+from adpe.data.sources.images import MAX_CONSECUTIVE_CORRUPT
+from adpe.data.sources.pixels import CorruptImageError, Size, decode_image, read_header, unreadable
 from adpe.errors import UserError, require
 
 require("mmcv", "requirements/mm.txt")
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 @TRANSFORMS.register_module(name="LoadImageFromFile", force=True)
 class AdPELoadImage(LoadImageFromFile):
-    """mmcv's ``LoadImageFromFile`` whose pixels follow the policy of `adpe.data.pixels`.
+    """mmcv's ``LoadImageFromFile`` whose pixels follow the policy of `adpe.data.sources.pixels`.
 
     Arguments, keys and results are mmcv's: ``img`` is (H, W, 3) in the order BGR, uint8, or float32 with `to_float32`.
     8-bit JPEGs and PNGs have the values that OpenCV gives them. An image with an EXIF orientation is turned as its

@@ -14,9 +14,9 @@ import torch
 from mmengine.registry import DATASETS
 from torch.utils.data import Dataset
 
-from adpe.data.images import ImageSource
-from adpe.data.multiband import MultiBandViews, SensorDrop
-from adpe.data.multicrop import crop_generator
+from adpe.data.sources.images import ImageSource
+from adpe.data.views.multiband import MultiBandViews, SensorDrop
+from adpe.data.views.multicrop import crop_generator
 from adpe.errors import UserError
 
 OPTICAL_BANDS = 12
@@ -54,10 +54,10 @@ class AdPEMultiBandDataset(Dataset):
 
     Args:
         source: folder of ``.npy`` files of bytes ``(H, W, C)``, searched recursively; with `stand_in` any source of
-            :class:`adpe.data.images.ImageSource`.
+            :class:`adpe.data.sources.images.ImageSource`.
         groups: channels of each sensor by name.
-        drop: ``p`` and ``probabilities`` of :class:`adpe.data.multiband.SensorDrop`.
-        views: arguments of :class:`adpe.data.multiband.MultiBandViews`.
+        drop: ``p`` and ``probabilities`` of :class:`adpe.data.views.multiband.SensorDrop`.
+        views: arguments of :class:`adpe.data.views.multiband.MultiBandViews`.
         stand_in: make fourteen bands of RGB images, see :func:`bands_of_rgb`.
         split: folder inside the source to restrict it to.
         seed: of the views.

@@ -37,7 +37,8 @@ class AdPESegmentationDataset(NamesFiles, BaseSegDataset):
             the root, see `adpe.data.checks.layout.read_classes`. `metainfo["classes"]` goes before it.
         reduce_zero_label: whether label 0 means unlabelled.
         metainfo: as in `BaseSegDataset`.
-        img_suffix: end of the images' names; by default any of `adpe.data.names.EXTENSIONS`. Other files in the folder
+        img_suffix: end of the images' names; by default any of `adpe.data.sources.names.EXTENSIONS`. Other files in
+        the folder
             are counted in a warning.
         kwargs: as in `BaseSegDataset`. With `backend_args` the data may lie elsewhere than on a disk: the layout is
             not checked then.

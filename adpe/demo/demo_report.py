@@ -18,9 +18,9 @@ from rich.console import Console
 import adpe.engine  # noqa: F401  registers models and data sets
 from adpe.checkpoints.loading import load_checkpoint
 from adpe.checkpoints.reading import build_model
-from adpe.data.images import ImageSource
-from adpe.data.multicrop import IMAGENET_MEAN, IMAGENET_STD, MultiCrop, crop_generator
-from adpe.data.pixels import decode_picture
+from adpe.data.sources.images import ImageSource
+from adpe.data.sources.pixels import decode_picture
+from adpe.data.views.multicrop import IMAGENET_MEAN, IMAGENET_STD, MultiCrop, crop_generator
 from adpe.demo.chain import write_text
 from adpe.engine.hooks.checkpointing import latest_checkpoint, read_training_checkpoint
 from adpe.errors import UserError

@@ -17,16 +17,16 @@ from adpe.engine.optim import layer_decay_constructor as layer_decay_constructor
 from adpe.engine.optim import pretraining_constructor as pretraining_constructor
 from adpe.engine.resuming import reproducible as reproducible
 from adpe.engine.settings import precision as precision
-from adpe.evaluations import accuracy as _accuracy  # noqa: F401
 from adpe.evaluations import classification as _evaluation  # noqa: F401
-from adpe.evaluations import frozen_encoder as _frozen_encoder  # noqa: F401
+from adpe.evaluations.features import frozen_encoder as _frozen_encoder  # noqa: F401
+from adpe.evaluations.metrics import accuracy as _accuracy  # noqa: F401
 from adpe.transfer import contiguous_ops as _contiguous_ops
-from adpe.transfer import gcvit_backbone as _gcvit_backbone  # noqa: F401
 from adpe.transfer import necks as _necks  # noqa: F401
-from adpe.transfer import saliency_backbone as _saliency_backbone  # noqa: F401
-from adpe.transfer import spvit_backbone as _spvit_backbone  # noqa: F401
-from adpe.transfer import timm_backbone as _timm_backbone  # noqa: F401
 from adpe.transfer import tta as _tta  # noqa: F401
-from adpe.transfer import vit_backbone as _vit_backbone  # noqa: F401
+from adpe.transfer.backbones import gcvit_backbone as _gcvit_backbone  # noqa: F401
+from adpe.transfer.backbones import saliency_backbone as _saliency_backbone  # noqa: F401
+from adpe.transfer.backbones import spvit_backbone as _spvit_backbone  # noqa: F401
+from adpe.transfer.backbones import timm_backbone as _timm_backbone  # noqa: F401
+from adpe.transfer.backbones import vit_backbone as _vit_backbone  # noqa: F401
 
 _contiguous_ops.guard_operators()

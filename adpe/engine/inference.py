@@ -21,9 +21,9 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, TRANSFORMS, VISUALIZERS, init_default_scope
 
-from adpe.data.images import ImageSource
-from adpe.data.names import is_hidden, is_image
-from adpe.data.pixels import CorruptImageError
+from adpe.data.sources.images import ImageSource
+from adpe.data.sources.names import is_hidden, is_image
+from adpe.data.sources.pixels import CorruptImageError
 from adpe.engine.config import read_config
 from adpe.engine.hooks.checkpointing import read_training_checkpoint
 from adpe.engine.hooks.label_guard import classes_of_checkpoint

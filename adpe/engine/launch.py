@@ -35,7 +35,7 @@ from adpe.engine.settings.effective_batch import apply_effective_batch
 from adpe.engine.settings.precision import request_precision, settle_precision
 from adpe.engine.settings.start import settle_start
 from adpe.errors import EXIT_INTERRUPTED, EXIT_LOST, EXIT_MISTAKE, EXIT_PREEMPTED, UserError, print_error
-from adpe.evaluations.unrounded import use_unrounded_metrics
+from adpe.evaluations.metrics.unrounded import use_unrounded_metrics
 from adpe.files import atomic_write
 from adpe.option_values import OptionAction
 from adpe.transfer.tta import use_tta

@@ -14,7 +14,7 @@ from mmengine.model import BaseDataPreprocessor, BaseModel
 from mmengine.registry import HOOKS, MODELS
 from torch import Tensor
 
-from adpe.data.multicrop import IMAGENET_MEAN, IMAGENET_STD, normalize_crops
+from adpe.data.views.multicrop import IMAGENET_MEAN, IMAGENET_STD, normalize_crops
 from adpe.engine.specifying import specification_of_run
 from adpe.engine.unwrapped import unwrapped
 from adpe.methods.base import Progress

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from adpe.data.multicrop import first_group
+from adpe.data.views.multicrop import first_group
 from adpe.engine.hooks.recording import config_sha256
 from adpe.engine.settings.start import normalisation
 from adpe.engine.unwrapped import unwrapped

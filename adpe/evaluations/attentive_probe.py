@@ -1,6 +1,6 @@
 """Attentive probes as evaluations: EP (arXiv 2506.10178) and CAPI's many heads at once (arXiv 2502.08769).
 
-The heads, optimiser and schedules are in :mod:`adpe.evaluations.attentive_heads`.
+The heads, optimiser and schedules are in :mod:`adpe.evaluations.heads.attentive_heads`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
 from adpe.errors import UserError
-from adpe.evaluations.accuracy import accuracy_of
-from adpe.evaluations.attentive_heads import (
+from adpe.evaluations.base import Evaluation, Result, Subject
+from adpe.evaluations.features.tokens import Progress, TrainingTokens, is_random, tokens_of
+from adpe.evaluations.heads.attentive_heads import (
     CAPI_DECAYS,
     CAPI_RATES,
     EfficientProbe,
@@ -29,8 +30,7 @@ from adpe.evaluations.attentive_heads import (
     capi_split,
     mae_probe_rate,
 )
-from adpe.evaluations.base import Evaluation, Result, Subject
-from adpe.evaluations.tokens import Progress, TrainingTokens, is_random, tokens_of
+from adpe.evaluations.metrics.accuracy import accuracy_of
 from adpe.files import atomic_write
 
 

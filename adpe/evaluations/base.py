@@ -39,7 +39,7 @@ class Result(NamedTuple):
 
     Attributes:
         metrics: value by name of :data:`adpe.leaderboard.tasks.METRICS`, unrounded, in the unit given there.
-        per_image: arrays of :mod:`adpe.evaluations.per_image`, so that two encoders are compared over images.
+        per_image: arrays of :mod:`adpe.evaluations.metrics.per_image`, so that two encoders are compared over images.
         figures: pictures by name.
     """
 

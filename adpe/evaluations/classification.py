@@ -10,7 +10,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from adpe.errors import UserError, require
-from adpe.evaluations.frozen_encoder import GlobalPool, PooledEncoder
+from adpe.evaluations.features.frozen_encoder import GlobalPool, PooledEncoder
 
 
 @MODELS.register_module()

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adpe.errors import UserError
-from adpe.evaluations.accuracy import accuracy_of
 from adpe.evaluations.base import Evaluation, Result, Subject
-from adpe.evaluations.frozen_encoder import pool_tokens
+from adpe.evaluations.features.frozen_encoder import pool_tokens
+from adpe.evaluations.metrics.accuracy import accuracy_of
 
 
 class KNN(Evaluation):

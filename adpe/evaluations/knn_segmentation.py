@@ -1,7 +1,7 @@
 """Segmentation from frozen patch features without a network: CAPI's k-NN and logistic regression (arXiv 2502.08769).
 
-The mathematics is in :mod:`adpe.evaluations.patch_probes`; here are the choice of k, distance or C on held-out training
-images, the refit and the record.
+The mathematics is in :mod:`adpe.evaluations.heads.patch_probes`; here are the choice of k, distance or C on held-out
+training images, the refit and the record.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from adpe.errors import UserError
 from adpe.evaluations.base import Evaluation, Result, Subject
-from adpe.evaluations.patch_probes import (
+from adpe.evaluations.heads.patch_probes import (
     Distance,
     Standardisation,
     fit_logistic,
@@ -199,7 +199,7 @@ class PatchSegmentation(Evaluation):
 def areas(
     test: Patches, prediction: Tensor, classes: Sequence[str], first: int, ignore_labels: Sequence[int]
 ) -> dict[str, np.ndarray]:
-    """Intersections and unions ``(N, C)`` of :mod:`adpe.evaluations.per_image`, over pixels that are not ignored.
+    """Intersections and unions ``(N, C)`` of :mod:`adpe.evaluations.metrics.per_image`, ignored pixels apart.
 
     Args:
         test: N images.

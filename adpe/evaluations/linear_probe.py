@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from adpe.engine.optim.lars import AdPELars, lars_groups
 from adpe.engine.resuming.reproducible import AdPESampler
 from adpe.errors import UserError
-from adpe.evaluations.accuracy import accuracy_of
 from adpe.evaluations.base import Evaluation, Result, Subject
+from adpe.evaluations.metrics.accuracy import accuracy_of
 from adpe.methods.schedules import warmup_cosine
 
 

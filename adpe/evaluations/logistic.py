@@ -1,7 +1,7 @@
 """Logistic regression on pooled features, of all training images or of few: low-shot classification.
 
 Few are a share of every class (1 %, 10 %) or a number of it, drawn several times; numbers are means over draws. The
-regression is :func:`adpe.evaluations.patch_probes.fit_logistic`'s, run to its optimum.
+regression is :func:`adpe.evaluations.heads.patch_probes.fit_logistic`'s, run to its optimum.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from adpe.errors import UserError
-from adpe.evaluations.accuracy import accuracy_of
 from adpe.evaluations.base import Evaluation, Result, Subject
-from adpe.evaluations.patch_probes import Standardisation, fit_logistic
+from adpe.evaluations.heads.patch_probes import Standardisation, fit_logistic
+from adpe.evaluations.metrics.accuracy import accuracy_of
 from adpe.files import atomic_write
 
 _HELD_OUT = 0.2

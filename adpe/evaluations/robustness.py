@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from adpe.errors import UserError
-from adpe.evaluations.backdoor import (
+from adpe.evaluations.backdoor.attacks import (
     ClassTokenClassifier,
     EpsSpace,
     Pairing,
@@ -31,8 +31,8 @@ from adpe.evaluations.backdoor import (
     defend,
     trigger_hit,
 )
+from adpe.evaluations.backdoor.triggers import Patch, draw_defence, draw_trigger, images_of, normalisation_of
 from adpe.evaluations.base import Evaluation, Result, Subject, weights_digest
-from adpe.evaluations.triggers import Patch, draw_defence, draw_trigger, images_of, normalisation_of
 from adpe.files import atomic_write
 
 Victim = Literal["frozen", "finetuned"]
@@ -62,8 +62,8 @@ class BackdoorRobustness(Evaluation):
         stop: largest squared distance of features below which they are done; None for ``15 * D / 768``.
         eps: largest change of a pixel.
         eps_space: of pixels in [0, 1], or of "normalised" ones, as the reference computes.
-        pairing: see :func:`adpe.evaluations.backdoor.pair`.
-        rollout: see :func:`adpe.evaluations.backdoor.rollout_maps`.
+        pairing: see :func:`adpe.evaluations.backdoor.attacks.pair`.
+        rollout: see :func:`adpe.evaluations.backdoor.attacks.rollout_maps`.
         edge: side of the window in pixels, even; None for the trigger's.
         epochs: of the head of a frozen encoder; SGD, momentum 0.9, batches of 64.
         head_lr: of that head.

@@ -14,7 +14,7 @@ from adpe.methods.adversary import Adversary, Mode, Norm, Variant, build_adversa
 from adpe.methods.base import Progress, decay_groups
 from adpe.methods.mae import Stage
 from adpe.methods.mae_plus import MAEPlus
-from adpe.methods.masking import Mask
+from adpe.methods.masks.masking import Mask
 from adpe.models.attention import RelativeTerm
 from adpe.models.vit import VisionTransformer
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adpe.methods.mae import MAE
-from adpe.methods.masking import Mask
+from adpe.methods.masks.masking import Mask
 from adpe.models.layers import LayerNorm, Mlp, init_linear, run_blocks
 from adpe.models.pos_embed import sincos_table
 from adpe.models.vit import VisionTransformer

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from adpe.methods.base import PretrainingMethod, Progress
-from adpe.methods.masking import Mask, rank_mask
-from adpe.methods.pixels import normalize_patches, patchify, unpatchify
-from adpe.methods.rankings import BlockRanking, build_ranking
+from adpe.methods.masks.masking import Mask, rank_mask
+from adpe.methods.masks.rankings import BlockRanking, build_ranking
+from adpe.methods.targets.pixels import normalize_patches, patchify, unpatchify
 from adpe.models.attention import RelativeTerm
 from adpe.models.layers import Block, LayerNorm, init_linear, run_blocks
 from adpe.models.pos_embed import sincos_table
@@ -74,7 +74,8 @@ class MAE(PretrainingMethod):
         decoder_num_heads: heads of the decoder.
         decoder_learned_pos_embed: train the decoder's positions, those of the class tokens too (Pixio), for crops of
             the encoder's `img_size` alone.
-        mask: which patches are hidden, see :func:`adpe.methods.rankings.build_ranking`; None hides them at random.
+        mask: which patches are hidden, see :func:`adpe.methods.masks.rankings.build_ranking`; None hides them at
+        random.
 
     Raises:
         ValueError: for options that do not go together; the message says which.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from adpe.methods.mae import MAE, MaskTokens
-from adpe.methods.masking import Mask
+from adpe.methods.masks.masking import Mask
 
 
 class MAEPlus(MAE):

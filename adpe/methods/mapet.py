@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from adpe.errors import UserError
 from adpe.methods.base import PretrainingMethod, Progress, decay_groups
-from adpe.methods.pixels import jitter_colors
-from adpe.methods.rectangles import rectangles
-from adpe.methods.tokenizers import load_tokenizer, usage
+from adpe.methods.masks.rectangles import rectangles
+from adpe.methods.targets.pixels import jitter_colors
+from adpe.methods.targets.tokenizers import load_tokenizer, usage
 from adpe.models.factory import create_encoder
 from adpe.models.vit import VisionTransformer
 
@@ -94,7 +94,7 @@ class MaPeT(PretrainingMethod):
         upper: predicted patches with more predecessors leave the loss; None has no such limit.
         decay_positional_token: decay the learned vector of auxiliary tokens, as the reference does.
         order: "random", or "blockwise" (ours): the predicted patches are a union of rectangles, see
-            :func:`adpe.methods.rectangles.rectangles`.
+            :func:`adpe.methods.masks.rectangles.rectangles`.
         color_jitter: strength of brightness, contrast and saturation on what the encoder sees; tokens are those of the
             clean crop.
 

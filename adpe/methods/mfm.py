@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from adpe.data.multicrop import IMAGENET_MEAN, IMAGENET_STD
+from adpe.data.views.multicrop import IMAGENET_MEAN, IMAGENET_STD
 from adpe.errors import require
 from adpe.methods.base import PretrainingMethod, Progress, decay_groups
-from adpe.methods.spectra import (
+from adpe.methods.targets.spectra import (
     Reduction,
     blur,
     blur_kernel,

@@ -10,12 +10,12 @@ from mmengine.registry import MODELS
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from torch import Tensor
 
-from adpe.evaluations.linear_head import LinearHead
+from adpe.evaluations.heads.linear_head import LinearHead
 
 
 @MODELS.register_module()
 class AdPELinearSegmentationHead(BaseDecodeHead):
-    """:class:`adpe.evaluations.linear_head.LinearHead` under mmseg's losses and inference.
+    """:class:`adpe.evaluations.heads.linear_head.LinearHead` under mmseg's losses and inference.
 
     mmseg's CrossEntropyLoss averages over all pixels, as the probe does.
 

@@ -11,7 +11,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from adpe.errors import UserError
-from adpe.evaluations.linear_head import join_maps
+from adpe.evaluations.heads.linear_head import join_maps
 
 
 @MODELS.register_module()

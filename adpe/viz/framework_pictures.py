@@ -2,7 +2,7 @@
 
 Importing this module replaces ``SegLocalVisualizer`` and ``DetLocalVisualizer``, of the frameworks that are installed,
 under their own names. The frameworks' hooks read the image again with OpenCV, which turns a photograph by its
-orientation where the model saw the stored pixels, and gives others values than `adpe.data.pixels`.
+orientation where the model saw the stored pixels, and gives others values than `adpe.data.sources.pixels`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from mmengine import fileio
 
-from adpe.data.pixels import CorruptImageError, decode_picture
+from adpe.data.sources.pixels import CorruptImageError, decode_picture
 
 
 class _OnTheModelsPixels:

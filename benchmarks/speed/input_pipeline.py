@@ -30,8 +30,8 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms import functional as pillow_functional
 from torchvision.transforms.v2 import functional as tensor_functional
 
-from adpe.data.images import ImageSource
-from adpe.data.multicrop import IMAGENET_MEAN, IMAGENET_STD, CropBox, MultiCrop, crop_generator
+from adpe.data.sources.images import ImageSource
+from adpe.data.views.multicrop import IMAGENET_MEAN, IMAGENET_STD, CropBox, MultiCrop, crop_generator
 from adpe.errors import UserError
 
 CHUNK = 25  # images for which one method runs before the next has its turn, so that all see the same machine

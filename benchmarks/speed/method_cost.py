@@ -32,7 +32,7 @@ import adpe.engine  # noqa: F401  registers models and optimisers
 from adpe.checkpoints.loading import save_checkpoint
 from adpe.engine.config import read_config
 from adpe.errors import UserError, print_error
-from adpe.methods.tokenizers import KMeansTokenizer, save_tokenizer
+from adpe.methods.targets.tokenizers import KMeansTokenizer, save_tokenizer
 from adpe.models.factory import create_encoder
 from adpe.models.specification import specification_of
 from benchmarks.speed.machine import pick_clock

@@ -2,8 +2,8 @@
 
 Reproduces: no published number: no code of SGT (arXiv 2206.08567) was published, and it does not segment. The recipe is
 configs/ade20k_upernet_vitb.py. Patches are chosen by spectral residual; the controls that belong beside it are given by
---cfg-options model.backbone.saliency.type=centre (random, attention). A row is called "saliency-guided (ours, after SGT)".
-Cost: not measured.
+--cfg-options model.backbone.saliency.type=centre (random, attention). A row is called "saliency-guided (ours, after
+SGT)". Cost: not measured.
 Command: tools/dist_train.sh configs/backbones/ade20k_upernet_saliency_vitb.py 8 --cfg-options pretrained=ENCODER
 """
 

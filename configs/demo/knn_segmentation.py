@@ -10,7 +10,7 @@ _base_ = ["../_base_/runtime.py", "../_base_/demo_transfer.py"]
 
 default_scope = "mmseg"
 custom_imports = dict(
-    imports=["adpe.engine", "adpe.data.segmentation", "adpe.evaluations.probe_transforms"],
+    imports=["adpe.engine", "adpe.data.segmentation", "adpe.data.views.probe_transforms"],
     allow_failed_imports=False,
 )
 image_size = 48

@@ -1,7 +1,7 @@
 """SemMAE, one crop of 32 pixels per image, ViT-Tiny on CIFAR-10; otherwise configs/pretrain/cifar10_mae.py.
 
 Parts are those of k-means on an encoder that configs/pretrain/cifar10_mae.py made; its training is part of the cost.
-Given maps instead: maps=FOLDER num_parts=K, see adpe/data/part_maps.py.
+Given maps instead: maps=FOLDER num_parts=K, see adpe/data/views/part_maps.py.
 Reproduces: no published number; the recipe is configs/pretrain/semmae_vitb_800e.py scaled down.
 Cost: not measured.
 Parts: python tools/make_centroids.py ENCODER ARCHIVE --split train --count 5 --out FILE

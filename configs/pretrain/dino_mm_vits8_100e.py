@@ -1,7 +1,7 @@
 """DINO-MM (arXiv 2204.05381), ViT-S/8, 100 epochs: DINO on 12 optical and 2 radar bands, one sensor dropped at times.
 
 `data_root` has a folder ``train`` of ``.npy`` files, bytes (height, width, 14), bands in the order of
-`adpe.data.multiband`, whose functions make bytes of reflectances and decibels.
+`adpe.data.views.multiband`, whose functions make bytes of reflectances and decibels.
 Options: overflow="wrap", solarize="below" and grey="all" are the repository's own, defects among them.
 Reproduces: no number; the table of the paper could not be read (published value unknown). The log of zhu-xlab/DINO-MM
 has a mean loss of 10.11 in the first epoch, 4.88 in epoch 30 and 3.79 in epoch 95, with its own augmentation.

@@ -4,7 +4,7 @@ The paper's part labels were not released and cannot be made again; `parts` is a
 encoder's pretraining is part of the cost, as iBOT's is of the published numbers.
 Reproduces: ImageNet top-1 83.352 after fine-tuning (README of ucasligang/SemMAE; patches of 8 have 84.444). ADE20K 46.3
 mIoU as M2PT quotes it, 44.9 as ColorMAE does: the two contradict each other.
-Given maps instead of `parts`: maps=FOLDER num_parts=K, see adpe/data/part_maps.py.
+Given maps instead of `parts`: maps=FOLDER num_parts=K, see adpe/data/views/part_maps.py.
 Cost: not measured. The reference used 64 GPUs of 128 images. The labels cost one forward pass of the frozen encoder.
 Parts: python tools/make_centroids.py ENCODER data/imagenet/train --count 7 --out parts.safetensors
 Command: tools/dist_train.sh configs/pretrain/semmae_vitb_800e.py 8 --cfg-options parts=parts.safetensors

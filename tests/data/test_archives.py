@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from image_files import MEMBERS, cache, files, png, sources, write_tar, write_zip  # noqa: F401  fixtures
 
-from adpe.data import archives
-from adpe.data.images import CorruptImageError, ImageSource
+from adpe.data.sources import archives
+from adpe.data.sources.images import CorruptImageError, ImageSource
 from adpe.errors import UserError
 
 
@@ -76,7 +76,7 @@ def test_killed_while_unpacking(tmp_path, cache):
     path = tmp_path / "big.tar.gz"
     os.mkfifo(path)
     pipe = os.open(path, os.O_RDWR)
-    code = f"from adpe.data.images import ImageSource; ImageSource({str(path)!r})"
+    code = f"from adpe.data.sources.images import ImageSource; ImageSource({str(path)!r})"
     process = subprocess.Popen([sys.executable, "-c", code])
     os.write(pipe, gzip.compress(bytes(20 * 2**20))[:15_000])  # the rest never comes
     while not any(p.stat().st_size for p in cache.glob("*.partial")):

@@ -10,8 +10,8 @@ import torch
 from PIL import Image, ImageFilter
 from torchvision.transforms import functional as F
 
-from adpe.data.color import ColorAugmentation
-from adpe.data.multicrop import MultiCrop, crop_generator, first_group
+from adpe.data.views.color import ColorAugmentation
+from adpe.data.views.multicrop import MultiCrop, crop_generator, first_group
 from adpe.errors import UserError
 
 OFF = {"jitter_p": 0.0, "grey_p": 0.0, "blur_p": 0.0, "solarize_p": 0.0}

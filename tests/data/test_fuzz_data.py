@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from image_files import png, some_files, write_sources, write_zip
 
-from adpe.data.images import CorruptImageError, ImageSource
+from adpe.data.sources.images import CorruptImageError, ImageSource
 from adpe.errors import UserError
 from adpe.leaderboard.published import FOLDER as PUBLISHED
 from adpe.leaderboard.published import read_published

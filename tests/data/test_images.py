@@ -16,7 +16,7 @@ import pytest
 from image_files import MEMBERS, cache, files, png, sources, write_tar, write_zip  # noqa: F401  fixtures
 from PIL import Image
 
-from adpe.data.images import CorruptImageError, ImageSource
+from adpe.data.sources.images import CorruptImageError, ImageSource
 from adpe.errors import UserError
 
 
@@ -177,7 +177,7 @@ def test_unusable_cache_and_option(sources, tmp_path):
 
 def test_needs_only_torch_numpy_pillow():
     code = (
-        "import sys, adpe.data.images, adpe.data.multicrop\n"
+        "import sys, adpe.data.sources.images, adpe.data.views.multicrop\n"
         "print(sorted({'mmengine', 'mmcv', 'torchvision', 'timm', 'scipy', 'cv2'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from adpe.data.multiband import SENTINEL
 from adpe.data.multiband_dataset import AdPEMultiBandDataset, bands_of_rgb
+from adpe.data.views.multiband import SENTINEL
 from adpe.errors import UserError
 
 GROUPS = {"depth": [3], "colour": [0, 1, 2]}

@@ -21,7 +21,7 @@ from torchvision.transforms import functional as pillow_functional
 from torchvision.transforms.v2 import functional as tensor_functional
 
 from adpe.data.dataset import AdPEImageDataset
-from adpe.data.multicrop import IMAGENET_MEAN, IMAGENET_STD, MultiCrop, crop_generator, normalize_crops
+from adpe.data.views.multicrop import IMAGENET_MEAN, IMAGENET_STD, MultiCrop, crop_generator, normalize_crops
 from adpe.errors import UserError
 
 

@@ -23,8 +23,15 @@ from mmengine.registry import DefaultScope
 import adpe.data.detection
 import adpe.data.segmentation  # noqa: F401  its readers replace mmcv's
 from adpe.data.classification import AdPEClassificationDataset
-from adpe.data.images import ImageSource
-from adpe.data.pixels import CorruptImageError, Header, RefusedImage, decode_image, orientation_to_apply, read_header
+from adpe.data.sources.images import ImageSource
+from adpe.data.sources.pixels import (
+    CorruptImageError,
+    Header,
+    RefusedImage,
+    decode_image,
+    orientation_to_apply,
+    read_header,
+)
 from adpe.demo.demo_report import original
 from adpe.errors import UserError
 

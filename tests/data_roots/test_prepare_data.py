@@ -14,10 +14,10 @@ import scipy.io
 from file_server import serving
 from image_files import png, write_tar, write_zip
 
-from adpe.data import archives
-from adpe.data.images import ImageSource
 from adpe.data.preparation import prepare
 from adpe.data.preparation.prepare import DATA_SETS
+from adpe.data.sources import archives
+from adpe.data.sources.images import ImageSource
 from adpe.errors import UserError
 
 SCRIPT = Path(__file__).parents[2] / "tools" / "prepare_data.py"

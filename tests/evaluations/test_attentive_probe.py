@@ -20,10 +20,16 @@ import adpe
 from adpe.engine.config import read_config
 from adpe.engine.launch import train_main
 from adpe.errors import UserError
-from adpe.evaluations import tokens
-from adpe.evaluations.attentive_heads import AttentiveHead, EfficientProbe, MAELars, ManyHeads, best_of_each_source
 from adpe.evaluations.base import build_evaluation
-from adpe.evaluations.tokens import tokens_of
+from adpe.evaluations.features import tokens
+from adpe.evaluations.features.tokens import tokens_of
+from adpe.evaluations.heads.attentive_heads import (
+    AttentiveHead,
+    EfficientProbe,
+    MAELars,
+    ManyHeads,
+    best_of_each_source,
+)
 from adpe.leaderboard.records import read_records
 
 COLOURS = {"blue": (20, 20, 200), "green": (20, 200, 20), "red": (200, 20, 20)}

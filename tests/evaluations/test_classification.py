@@ -25,9 +25,9 @@ from adpe.data.classification import AdPEClassificationDataset
 from adpe.engine.launch import test_main as evaluate
 from adpe.engine.launch import train_main
 from adpe.errors import UserError
-from adpe.evaluations.accuracy import AdPEAccuracy, rank_of_label
 from adpe.evaluations.classification import AdPEClassifier
-from adpe.evaluations.frozen_encoder import AdPEFrozenEncoder
+from adpe.evaluations.features.frozen_encoder import AdPEFrozenEncoder
+from adpe.evaluations.metrics.accuracy import AdPEAccuracy, rank_of_label
 from adpe.leaderboard.records import read_records
 from adpe.leaderboard.uncertainty.paired_images import metrics_of, read_per_image
 from adpe.models.factory import create_encoder

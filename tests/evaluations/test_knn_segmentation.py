@@ -16,11 +16,12 @@ from built_configs import ROOT
 
 import adpe
 from adpe.data.scenes import write_scenes
+from adpe.data.views.probe_transforms import AdPESquash
 from adpe.engine.config import read_config
 from adpe.engine.launch import train_main
 from adpe.errors import UserError
 from adpe.evaluations.base import build_evaluation
-from adpe.evaluations.patch_probes import (
+from adpe.evaluations.heads.patch_probes import (
     Standardisation,
     fit_by_lbfgs,
     is_kept,
@@ -31,7 +32,6 @@ from adpe.evaluations.patch_probes import (
     split_images,
     vote,
 )
-from adpe.evaluations.probe_transforms import AdPESquash
 from adpe.leaderboard.records import read_records
 from adpe.leaderboard.uncertainty.paired_images import metrics_of, read_per_image
 from adpe.parity.cases import GoldenCase

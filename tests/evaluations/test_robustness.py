@@ -14,10 +14,10 @@ from built_configs import ROOT
 
 from adpe.engine.launch import train_main
 from adpe.errors import UserError
-from adpe.evaluations.backdoor import Window, block
+from adpe.evaluations.backdoor.attacks import Window, block
+from adpe.evaluations.backdoor.triggers import Patch, draw_trigger
 from adpe.evaluations.base import build_evaluation
 from adpe.evaluations.robustness import BackdoorRobustness
-from adpe.evaluations.triggers import Patch, draw_trigger
 from adpe.leaderboard.records import read_records
 
 SMALL = ["model.embed_dim=48", "model.depth=2", "model.num_heads=3", "num_classes=3", "source=dark", "target=light"]

@@ -16,9 +16,9 @@ from mmdet.evaluation.metrics import CocoMetric, coco_metric
 from mmseg.evaluation import IoUMetric
 
 from adpe.engine.config import read_config
-from adpe.evaluations.coco_ap import AdPECocoMetric
-from adpe.evaluations.iou import AdPEIoUMetric
-from adpe.evaluations.unrounded import use_unrounded_metrics
+from adpe.evaluations.metrics.coco_ap import AdPECocoMetric
+from adpe.evaluations.metrics.iou import AdPEIoUMetric
+from adpe.evaluations.metrics.unrounded import use_unrounded_metrics
 
 
 def detected(metric: CocoMetric, images: int = 7) -> dict[str, float]:

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 from adpe.checkpoints.loading import save_checkpoint
-from adpe.methods.kmeans import kmeans, random_points
-from adpe.methods.tokenizers import HeadTokenizer, KMeansTokenizer, Tokenizer, patch_features, save_tokenizer
+from adpe.methods.targets.kmeans import kmeans, random_points
+from adpe.methods.targets.tokenizers import HeadTokenizer, KMeansTokenizer, Tokenizer, patch_features, save_tokenizer
 from adpe.models.specification import specification_of
 from adpe.models.vit import VisionTransformer
 

@@ -88,7 +88,7 @@ def _hidden(model: Any) -> tuple[str, ...]:
 
 def _autoencoder(folder: Path, img_size: int) -> str:
     from adpe.methods.parti.vitvq import ViTVQ
-    from adpe.methods.tokenizers import save_autoencoder
+    from adpe.methods.targets.tokenizers import save_autoencoder
 
     torch.manual_seed(0)
     model = ViTVQ(img_size, 4, 32, 1, 2, 16, None, 8, 4, codebook="moving")

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from adpe.errors import UserError
-from adpe.evaluations.per_image import PerImageStatistics
+from adpe.evaluations.metrics.per_image import PerImageStatistics
 from adpe.leaderboard.uncertainty.paired_images import compare_images, metrics_of, read_per_image
 
 pytest.importorskip("mmseg")
@@ -181,7 +181,7 @@ def test_different_images_and_bad_files_are_refused(tmp_path: Path) -> None:
 
 
 def test_processes_are_joined_and_every_image_counts_once(tmp_path: Path) -> None:
-    from adpe.evaluations.per_image import _merge
+    from adpe.evaluations.metrics.per_image import _merge
 
     detection(tmp_path / "a.npz", coco(tmp_path), seed=1, jitter=1.0)
     segmentation(tmp_path / "s.npz", seed=1, noise=0.4)

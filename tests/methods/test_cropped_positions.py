@@ -12,7 +12,7 @@ from built_configs import config
 from small_pretraining import resumes_exactly, steps, train_small, trains_in_bfloat16
 
 import adpe
-from adpe.methods.cropped_positions import CroppedPositions, crop_positions
+from adpe.methods.positions.cropped_positions import CroppedPositions, crop_positions
 from adpe.models.pos_embed import grid_coordinates
 
 TINY = {

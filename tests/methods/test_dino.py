@@ -16,8 +16,8 @@ from small_pretraining import resumes_exactly, steps, train_small, trains_in_bfl
 
 import adpe
 from adpe.methods.base import Progress
-from adpe.methods.dino import cosine_to_one, teacher_temperature
-from adpe.methods.dino_method import DINO
+from adpe.methods.self_distillation.dino import cosine_to_one, teacher_temperature
+from adpe.methods.self_distillation.dino_method import DINO
 
 TINY = {
     "img_size": 16, "embed_dim": 48, "depth": 2, "num_heads": 3, "prototypes": 64, "hidden": 32, "bottleneck": 16,

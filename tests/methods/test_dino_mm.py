@@ -14,7 +14,7 @@ from small_pretraining import train_small
 
 import adpe
 from adpe.checkpoints.loading import describe_encoder
-from adpe.data.multiband import MultiBandViews, SensorDrop
+from adpe.data.views.multiband import MultiBandViews, SensorDrop
 from adpe.errors import UserError
 
 NAME = "configs/pretrain/dino_mm_vits8_100e.py"

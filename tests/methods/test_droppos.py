@@ -17,10 +17,10 @@ from small_pretraining import resumes_exactly, steps, train_small, trains_in_bfl
 import adpe
 from adpe.errors import UserError
 from adpe.methods.base import Progress
-from adpe.methods.clipping import clip_each_grad_norm_
-from adpe.methods.droppos import DropPos, smoothed_places
+from adpe.methods.positions.droppos import DropPos, smoothed_places
+from adpe.methods.self_distillation.clipping import clip_each_grad_norm_
 from adpe.parity.cases import GoldenCase, read_directory
-from adpe.parity.droppos import _model
+from adpe.parity.methods.droppos import _model
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDENS = ROOT / "tests" / "goldens_systems" / "droppos"

@@ -18,7 +18,7 @@ from small_pretraining import resumes_exactly, steps, train_small, trains_in_bfl
 
 import adpe
 from adpe.methods.base import Progress
-from adpe.methods.hpm import HPM, normalised_loss, ranking_loss
+from adpe.methods.masks.hpm import HPM, normalised_loss, ranking_loss
 
 GOLDENS = Path(__file__).resolve().parents[1] / "goldens_systems" / "hpm"
 TINY = {

@@ -22,7 +22,7 @@ from adpe.methods.parti.image_sequences import ImageSequenceModel, load_sequence
 from adpe.methods.parti.public_decoders import ClassToCodes
 from adpe.methods.parti.sequences import TextToCodes, guided, keep_top_k, keep_top_p, sample
 from adpe.methods.parti.vitvq import ViTVQ
-from adpe.methods.tokenizers import load_tokenizer, save_autoencoder
+from adpe.methods.targets.tokenizers import load_tokenizer, save_autoencoder
 from tools import sample as tool
 
 WORDS = ("a", "red", "blue", "left", "of")

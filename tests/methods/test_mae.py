@@ -9,7 +9,7 @@ from test_vit import close, images, randomized
 from timm.models.vision_transformer import Block
 
 import adpe
-from adpe.methods.pixels import patchify, unpatchify
+from adpe.methods.targets.pixels import patchify, unpatchify
 
 TINY = {"patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 4}
 DECODER = {"decoder_embed_dim": 16, "decoder_depth": 2, "decoder_num_heads": 2}

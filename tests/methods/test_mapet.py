@@ -24,9 +24,9 @@ from adpe.errors import UserError
 from adpe.leaderboard.records import file_sha256
 from adpe.methods.base import Progress
 from adpe.methods.mapet import MaPeT, Order
-from adpe.methods.pixels import jitter_colors
-from adpe.methods.rectangles import rectangles
-from adpe.methods.tokenizers import load_tokenizer
+from adpe.methods.masks.rectangles import rectangles
+from adpe.methods.targets.pixels import jitter_colors
+from adpe.methods.targets.tokenizers import load_tokenizer
 
 TINY = {"img_size": 32, "embed_dim": 48, "depth": 2, "num_heads": 3}
 

@@ -14,9 +14,9 @@ from safetensors import safe_open
 
 import adpe
 import adpe.engine
-from adpe.data.images import ImageSource
-from adpe.data.multicrop import IMAGENET_MEAN, MultiCrop, crop_generator
 from adpe.data.scenes import write_scenes
+from adpe.data.sources.images import ImageSource
+from adpe.data.views.multicrop import IMAGENET_MEAN, MultiCrop, crop_generator
 from adpe.engine.config import read_config
 from adpe.engine.launch import train_main
 from adpe.methods.mfm import MFM

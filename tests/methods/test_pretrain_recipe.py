@@ -24,7 +24,7 @@ from mmengine.registry import MODELS, PARAM_SCHEDULERS
 
 from adpe.checkpoints.loading import describe_encoder
 from adpe.config_names import NAMES
-from adpe.data.multicrop import MultiCrop
+from adpe.data.views.multicrop import MultiCrop
 from adpe.engine import launch
 from adpe.engine.settings.effective_batch import apply_effective_batch
 from adpe.errors import UserError

@@ -22,10 +22,10 @@ from torch import nn
 
 import adpe
 from adpe.checkpoints.loading import load_encoder
-from adpe.data.multicrop import MultiCrop
+from adpe.data.views.multicrop import MultiCrop
 from adpe.errors import UserError
 from adpe.methods.base import Progress
-from adpe.methods.sdssl import SDSSL, row_first_table
+from adpe.methods.self_distillation.sdssl import SDSSL, row_first_table
 
 BASES = ("moco", "byol", "simclr")
 TINY = {"img_size": 16, "embed_dim": 48, "depth": 3, "num_heads": 3, "hidden": 32, "out_dim": 16}

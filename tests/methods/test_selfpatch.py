@@ -16,9 +16,9 @@ from same_training import assert_same_training
 from small_pretraining import resumes_exactly, steps, train_small, trains_in_bfloat16
 
 import adpe
-from adpe.data.multicrop import MultiCrop
+from adpe.data.views.multicrop import MultiCrop
 from adpe.methods.base import Progress
-from adpe.methods.selfpatch import SelfPatch, neighbour_table
+from adpe.methods.self_distillation.selfpatch import SelfPatch, neighbour_table
 
 TINY = {
     "img_size": 16, "embed_dim": 48, "depth": 2, "num_heads": 3, "prototypes": 64, "patch_prototypes": 32,

@@ -21,7 +21,7 @@ import adpe
 from adpe.data.dataset import AdPEImageDataset
 from adpe.errors import UserError
 from adpe.methods.base import Progress
-from adpe.methods.semmae import part_mask, part_share
+from adpe.methods.masks.semmae import part_mask, part_share
 
 GOLDENS = Path(__file__).resolve().parents[1] / "goldens_systems" / "semmae"
 TINY = {

@@ -20,10 +20,10 @@ from small_pretraining import resumes_exactly, steps, train_small, trains_in_bfl
 
 import adpe
 from adpe.methods.base import Progress
-from adpe.methods.ijepa import IJEPA, draw_blocks
+from adpe.methods.positions.ijepa import IJEPA, draw_blocks
 from adpe.models.pos_embed import sincos_table
 from adpe.parity.cases import GoldenCase, read_directory
-from adpe.parity.stop import _indices, _model, _to_our_names
+from adpe.parity.methods.stop import _indices, _model, _to_our_names
 
 GOLDENS = Path(__file__).resolve().parents[1] / "goldens_systems" / "stop"
 TINY = {"img_size": 24, "embed_dim": 48, "depth": 2, "num_heads": 3}

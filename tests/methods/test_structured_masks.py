@@ -15,8 +15,8 @@ from small_pretraining import resumes_exactly, steps, train_small, trains_in_bfl
 import adpe
 from adpe.errors import UserError
 from adpe.methods.mae import MAE
-from adpe.methods.masking import rank_mask
-from adpe.methods.rankings import BankRanking, BlockRanking, ColorRanking
+from adpe.methods.masks.masking import rank_mask
+from adpe.methods.masks.rankings import BankRanking, BlockRanking, ColorRanking
 
 TINY = {
     "img_size": 32, "embed_dim": 48, "depth": 2, "num_heads": 3, "decoder_embed_dim": 48, "decoder_depth": 1,

@@ -15,9 +15,9 @@ from safetensors.torch import save_file
 
 from adpe.checkpoints.loading import load_encoder
 from adpe.errors import UserError
-from adpe.methods.kmeans import kmeans, nearest_centroid
-from adpe.methods.part_attention import train_parts
-from adpe.methods.tokenizers import load_tokenizer, patch_features, usage
+from adpe.methods.masks.part_attention import train_parts
+from adpe.methods.targets.kmeans import kmeans, nearest_centroid
+from adpe.methods.targets.tokenizers import load_tokenizer, patch_features, usage
 from adpe.viz.attention_maps import attention_maps
 from tools import make_centroids
 

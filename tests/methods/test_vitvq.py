@@ -24,7 +24,7 @@ from adpe.errors import UserError
 from adpe.methods.base import Progress
 from adpe.methods.parti.quantizers import MovingQuantizer, Quantizer
 from adpe.methods.parti.vitvq import ViTVQ, logit_laplace
-from adpe.methods.tokenizers import load_tokenizer, save_autoencoder
+from adpe.methods.targets.tokenizers import load_tokenizer, save_autoencoder
 
 TINY = {"img_size": 16, "patch_size": 4, "dim": 32, "depth": 1, "num_heads": 2, "head_dim": 16, "code_dim": 4}
 SMALL_RUN = {"model.dim": 32, "model.codes": 8, "model.embed_dim": None}

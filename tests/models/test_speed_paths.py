@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import adpe
 from adpe.engine.pretraining import AdPEPretraining
 from adpe.methods.base import Progress
-from adpe.methods.pixels import patchify
+from adpe.methods.targets.pixels import patchify
 from adpe.models import fused_attention, layers, pos_embed
 from adpe.models.fused_attention import attend
 from adpe.models.pos_embed import cached_axis_weights, relative_logits, sincos_table, token_weights

@@ -16,7 +16,7 @@ from mmengine.registry import MODELS
 from adpe.engine.config import read_config
 from adpe.files import ROOT
 from adpe.methods.adversary import CoordinateAdversary, RandomShift
-from adpe.methods.rankings import ColorRanking
+from adpe.methods.masks.rankings import ColorRanking
 from adpe.suites.suite_file import read_suite
 
 SMALL, FULL = read_suite("positions"), read_suite("positions_vitb")

@@ -13,7 +13,7 @@ from mmengine.registry import MODELS
 import adpe
 from adpe.checkpoints.loading import save_checkpoint
 from adpe.errors import UserError
-from adpe.transfer.vit_backbone import AdPEViT
+from adpe.transfer.backbones.vit_backbone import AdPEViT
 
 TINY = {"model": "adpe_vit_tiny_patch4", "embed_dim": 32, "depth": 3, "num_heads": 4, "img_size": 16}
 VITDET = {"class_token": False, "window_size": 2, "global_attn_indexes": (2,), "use_rel_pos": True}

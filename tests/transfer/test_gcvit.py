@@ -13,8 +13,8 @@ from mmengine.registry import MODELS
 
 import adpe.engine  # noqa: F401
 from adpe.errors import UserError
-from adpe.models.gcvit import VARIANTS, GCViT
-from adpe.transfer.gcvit_backbone import AdPEGCViT
+from adpe.models.backbones.gcvit import VARIANTS, GCViT
+from adpe.transfer.backbones.gcvit_backbone import AdPEGCViT
 
 SMALL = {"variant": None, "dim": 16, "depths": (1, 2, 3, 1), "heads": (1, 2, 4, 8), "window_size": (4, 4, 8, 4)}
 

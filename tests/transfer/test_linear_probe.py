@@ -18,7 +18,7 @@ from adpe.checkpoints.loading import save_checkpoint
 from adpe.data.scenes import write_scenes
 from adpe.engine.config import read_config
 from adpe.engine.launch import train_main
-from adpe.evaluations.linear_head import probed_blocks
+from adpe.evaluations.heads.linear_head import probed_blocks
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ["configs/demo/linear_segmentation.py", "configs/demo/linear_detection.py"]

@@ -18,11 +18,11 @@ from trainable import trainable
 import adpe.engine  # noqa: F401
 from adpe.checkpoints.loading import save_checkpoint
 from adpe.errors import UserError
-from adpe.models.saliency import CHOOSERS, keep_best
+from adpe.models.backbones.saliency import CHOOSERS, keep_best
 from adpe.models.specification import specification_of
 from adpe.models.vit import VisionTransformer
-from adpe.transfer.saliency_backbone import AdPESaliencyViT
-from adpe.transfer.vit_backbone import AdPEViT
+from adpe.transfer.backbones.saliency_backbone import AdPESaliencyViT
+from adpe.transfer.backbones.vit_backbone import AdPEViT
 
 SMALL: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 4, "num_heads": 2}
 ALL = (0, 1, 2, 3)

@@ -18,9 +18,9 @@ from trainable import trainable
 
 import adpe.engine  # noqa: F401
 from adpe.errors import UserError
-from adpe.models.spatial_prior import SpatialPrior, offsets
-from adpe.models.spvit import SPViT
-from adpe.transfer.spvit_backbone import AdPESPViT
+from adpe.models.backbones.spatial_prior import SpatialPrior, offsets
+from adpe.models.backbones.spvit import SPViT
+from adpe.transfer.backbones.spvit_backbone import AdPESPViT
 
 SMALL: dict[str, Any] = {
     "variant": None, "img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 4, "num_heads": 2, "prior_blocks": 2,

@@ -18,7 +18,7 @@ from adpe.engine.config import read_config
 from adpe.errors import UserError
 from adpe.models.resampling import resample_pos_embed
 from adpe.models.specification import specification_of
-from adpe.transfer.timm_backbone import AdPETimmBackbone
+from adpe.transfer.backbones.timm_backbone import AdPETimmBackbone
 
 # A narrow encoder of 12 blocks, as the configs of ViT-B have them.
 NARROW = {"embed_dim": 16, "depth": 12, "num_heads": 2}

@@ -19,7 +19,7 @@ from mmengine.registry import MODELS, DefaultScope
 import adpe.engine  # noqa: F401  registers
 from adpe.errors import UserError
 from adpe.models.layer_decay import layer_decay_groups
-from adpe.transfer.timm_backbone import AdPETimmBackbone
+from adpe.transfer.backbones.timm_backbone import AdPETimmBackbone
 
 TINY: dict[str, dict[str, Any]] = {
     "convnext_atto": {"depths": (1, 2, 1, 1), "dims": (8, 16, 24, 32)},

@@ -19,10 +19,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from adpe.data.archives import default_cache_dir
 from adpe.data.checks.coco_file import apply, image_sizes, order_categories, read_coco, without_collection, write_coco
 from adpe.data.checks.coco_values import IGNORED, KINDS, LEFT_OUT, examine
 from adpe.data.checks.inspection import PathLike, first
+from adpe.data.sources.archives import default_cache_dir
 from adpe.errors import UserError
 from adpe.files import atomic_write
 from adpe.leaderboard.records import file_sha256

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from adpe.data.names import EXTENSIONS, is_hidden, is_image, left_out
-from adpe.data.pixels import RefusedImage, Size, may_be_turned, orientation_to_apply, read_header
+from adpe.data.sources.names import EXTENSIONS, is_hidden, is_image, left_out
+from adpe.data.sources.pixels import RefusedImage, Size, may_be_turned, orientation_to_apply, read_header
 from adpe.errors import UserError
 
 SAMPLE = 48
@@ -39,7 +39,7 @@ def list_images(folder: PathLike, suffix: str | None = None) -> list[Path]:
 
     Args:
         folder: the folder.
-        suffix: what the images' names end in; by default any of `adpe.data.names.EXTENSIONS`, in either case.
+        suffix: what the images' names end in; by default any of `adpe.data.sources.names.EXTENSIONS`, in either case.
 
     Raises:
         UserError: if there is no folder or no image.

@@ -70,7 +70,7 @@ def check_segmentation_root(
         root: the data root.
         num_classes: what the model predicts; None takes it from the classes.
         classes: see `read_classes`.
-        img_suffix: end of the images' names; by default any of `adpe.data.names.EXTENSIONS`.
+        img_suffix: end of the images' names; by default any of `adpe.data.sources.names.EXTENSIONS`.
         seg_map_suffix: end of the label maps' names.
         reduce_zero_label: whether label 0 means unlabelled, so that class i has label i + 1.
 
@@ -121,7 +121,7 @@ def check_label_maps(
 ) -> set[int]:
     """Check that each image has its label map; open up to 48 pairs for the maps' type, size and largest label.
 
-    The orientation of every image is looked at: see `adpe.data.pixels.orientation_to_apply`.
+    The orientation of every image is looked at: see `adpe.data.sources.pixels.orientation_to_apply`.
 
     Args:
         pairs: (image, label map) paths.

@@ -29,7 +29,7 @@ from adpe.data.checks.inspection import (
     size_of,
 )
 from adpe.data.checks.layout import IGNORE_LABEL, SPLITS, check_coco_images, check_not_full_ade20k, label_map_name
-from adpe.data.pixels import CorruptImageError, Size, decode_image
+from adpe.data.sources.pixels import CorruptImageError, Size, decode_image
 from adpe.errors import UserError, told
 
 ADE20K_IMAGES = {"training": 20210, "validation": 2000}

@@ -30,8 +30,8 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from adpe.data import archives
 from adpe.data.preparation.download import download, verify_checksum
+from adpe.data.sources import archives
 from adpe.errors import UserError, require
 from adpe.files import atomic_write
 
@@ -207,7 +207,7 @@ def unpack_into(
         read: the archive's members.
 
     Raises:
-        UserError: see `members`; also if nothing is left, or it grows beyond the limit of `adpe.data.archives`.
+        UserError: see `members`; also if nothing is left, or it grows beyond the limit of `adpe.data.sources.archives`.
     """
     task = progress.add_task(f"unpacking {path.name}", total=None)
     limit = max(archives.MIN_UNPACK_BYTES, archives.MAX_UNPACK_RATIO * path.stat().st_size)

@@ -25,10 +25,10 @@ from mmengine.registry import HOOKS
 from adpe.engine.resolved_protocol import compared, data_protocol, describe
 from adpe.engine.settings.precision import precision_of
 from adpe.errors import UserError
-from adpe.evaluations.per_image import PerImageStatistics
+from adpe.evaluations.metrics.per_image import PerImageStatistics
 from adpe.files import ROOT
 from adpe.leaderboard.records import SCHEMA, append_record, file_sha256
-from adpe.transfer.initialisation import described_start
+from adpe.transfer.backbones.initialisation import described_start
 
 # Top-level config keys that say where and how a run is executed, not what it computes.
 _EXECUTION = (
@@ -50,7 +50,7 @@ class AdPERecordHook(Hook):
     The record goes to ``<work_dir>/record.jsonl`` and to ``cfg.record_file`` if that is set. Who and what comes from
     ``cfg.record = dict(method=..., task=..., dataset=..., start=..., suite=..., sweep=...)``; without it nothing is
     written. A resumed run that had already written its record writes none. Per-image statistics of the last validation
-    go to ``<work_dir>/per_image.npz`` where the metric is one that `adpe.evaluations.per_image` knows.
+    go to ``<work_dir>/per_image.npz`` where the metric is one that `adpe.evaluations.metrics.per_image` knows.
     """
 
     priority = "LOWEST"

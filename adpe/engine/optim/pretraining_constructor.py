@@ -10,7 +10,7 @@ from adpe.engine.pretraining import training_progress
 from adpe.engine.unwrapped import unwrapped
 from adpe.errors import UserError
 from adpe.methods.base import PretrainingMethod
-from adpe.methods.clipping import clip_each_grad_norm_
+from adpe.methods.self_distillation.clipping import clip_each_grad_norm_
 
 
 # The first name stands in configs of the first version.

@@ -28,8 +28,8 @@ from adpe.engine.settings.precision import request_precision, settle_precision
 from adpe.engine.settings.start import ENCODERS
 from adpe.engine.unwrapped import unwrapped
 from adpe.errors import UserError
-from adpe.evaluations.accuracy import classification_protocol
 from adpe.evaluations.base import Evaluation, build_evaluation
+from adpe.evaluations.metrics.accuracy import classification_protocol
 from adpe.leaderboard.protocol import FREE_HOOKS, FREE_TOP, SWEPT, VERSION, changes, fingerprint
 from adpe.models.vit import VisionTransformer
 

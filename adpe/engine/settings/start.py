@@ -7,10 +7,10 @@ from typing import Any
 
 from mmengine.config import Config
 
-from adpe.data.multicrop import IMAGENET_MEAN, IMAGENET_STD, first_group
+from adpe.data.views.multicrop import IMAGENET_MEAN, IMAGENET_STD, first_group
 from adpe.errors import UserError
 from adpe.models.factory import encoder_options
-from adpe.transfer.initialisation import described_start, options_of_start
+from adpe.transfer.backbones.initialisation import described_start, options_of_start
 
 # Models and backbones whose options are those of the encoder.
 ENCODERS = ("AdPEViT", "AdPEClassifier", "AdPEFrozenEncoder")

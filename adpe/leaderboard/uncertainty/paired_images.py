@@ -1,4 +1,4 @@
-"""Per-image statistics as `adpe.evaluations.per_image` writes them, and metrics of any draw of those images."""
+"""Per-image statistics as `adpe.evaluations.metrics.per_image` writes them, and metrics of any draw of those images."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from adpe.files import atomic_write
 from adpe.methods.base import PretrainingMethod, Progress
 from adpe.methods.parti.sequences import TextToCodes, guided, sample
 from adpe.methods.parti.vitvq import ViTVQ
-from adpe.methods.tokenizers import CodebookTokenizer, load_tokenizer
+from adpe.methods.targets.tokenizers import CodebookTokenizer, load_tokenizer
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -258,7 +258,7 @@ class ViTVQ(PretrainingMethod):
         return self
 
     def export(self, path: Path, specification: Any = None) -> None:
-        from adpe.methods.tokenizers import save_autoencoder
+        from adpe.methods.targets.tokenizers import save_autoencoder
 
         save_autoencoder(path, self)
 

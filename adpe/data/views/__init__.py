@@ -1,0 +1,1 @@
+"""Crops and colour changes of decoded images."""

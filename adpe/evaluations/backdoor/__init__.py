@@ -1,0 +1,1 @@
+"""Poisoned training images, and blocking at test time."""

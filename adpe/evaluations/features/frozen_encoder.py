@@ -1,0 +1,85 @@
+"""An encoder with pooled features, as classification and the evaluations on frozen features hold it."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+import torch
+from mmengine.model import BaseModel
+from mmengine.registry import MODELS
+from torch import Tensor
+
+from adpe.errors import UserError
+from adpe.models.vit import VisionTransformer
+from adpe.transfer.backbones.initialisation import options_of_start, start_encoder
+
+GlobalPool = Literal["avg", "token"]
+
+
+def pool_tokens(tokens: Tensor, num_prefix_tokens: int, global_pool: GlobalPool = "avg") -> Tensor:
+    """One vector ``(B, D)`` of tokens ``(B, N, D)``: the mean of the patches' ("avg") or the class token ("token").
+
+    Raises:
+        ValueError: for another word, or for the class token where there is none.
+    """
+    if global_pool not in get_args(GlobalPool) or (global_pool == "token" and not num_prefix_tokens):
+        raise ValueError(f"global_pool must be avg, or token where there is a class token; got {global_pool!r}.")
+    return tokens[:, 0] if global_pool == "token" else tokens[:, num_prefix_tokens:].mean(dim=1)
+
+
+class PooledEncoder(BaseModel):
+    """An encoder that starts from a checkpoint or at random, pooled to one vector an image.
+
+    Args:
+        model: name for :func:`adpe.create_encoder`; None for the size of the checkpoint.
+        global_pool: "avg", the mean of the patch tokens, or "token", the class token.
+        init_cfg: ``dict(type="Pretrained", checkpoint=PATH)`` loads through :func:`adpe.load_checkpoint`, which fails
+            below full coverage of the encoder; ``allow_missing=[...]`` names what may keep its start. None starts at
+            random.
+        data_preprocessor: config; mmengine's, which moves a batch to the device, if None.
+        options: of :class:`adpe.VisionTransformer`. What is left out, or None, is what the checkpoint says of itself.
+
+    Raises:
+        UserError: for options that do not go together.
+    """
+
+    def __init__(
+        self,
+        model: str | None = None,
+        global_pool: GlobalPool = "avg",
+        init_cfg: dict | None = None,
+        data_preprocessor: dict | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(data_preprocessor)
+        self.init_cfg = dict(init_cfg) if init_cfg else None
+        try:
+            self.backbone = VisionTransformer(**options_of_start(model, options, init_cfg, type(self).__name__))
+            pool_tokens(torch.zeros(1, 1, 1), self.backbone.num_prefix_tokens, global_pool)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{type(self).__name__}: {error}") from None
+        self.global_pool: GlobalPool = global_pool
+
+    def init_weights(self) -> None:
+        """Load the checkpoint of `init_cfg` into the encoder, or keep the random initialisation, and log which."""
+        start_encoder(self, self.backbone)
+
+    def features(self, images: Tensor) -> Tensor:
+        """``(B, 3, H, W)`` to pooled features ``(B, D)`` after the encoder's final norm, if it has one."""
+        tokens = self.backbone.forward_features(images)
+        return pool_tokens(tokens, self.backbone.num_prefix_tokens, self.global_pool)
+
+
+@MODELS.register_module()
+class AdPEFrozenEncoder(PooledEncoder):
+    """The encoder of the evaluations on frozen features: nothing in it is trained. Arguments as `PooledEncoder`."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.backbone.requires_grad_(False)
+        self.eval()
+
+    @torch.no_grad()
+    def forward(self, inputs: Tensor, data_samples: Any = None, mode: str = "tensor") -> Tensor:
+        """Pooled features ``(B, D)`` float32 of ``(B, 3, H, W)`` normalised images."""
+        return self.features(inputs).float()

@@ -1,0 +1,1 @@
+"""Metrics, unrounded and for every image."""

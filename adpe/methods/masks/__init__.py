@@ -1,0 +1,1 @@
+"""Which patches are hidden, and the methods that are about that choice."""

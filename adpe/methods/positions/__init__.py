@@ -1,0 +1,1 @@
+"""Methods that drop, shift, crop or randomise positions."""

@@ -1,0 +1,1 @@
+"""Methods with a teacher that is a moving average of the student."""

@@ -1,0 +1,1 @@
+"""What methods predict: pixels, spectra, tokens."""

@@ -1,0 +1,1 @@
+"""Networks beside the one encoder: GC ViT, SP-ViT, saliency-guided attention."""

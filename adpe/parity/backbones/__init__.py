@@ -1,0 +1,1 @@
+"""Backbones against the numbers of their references."""

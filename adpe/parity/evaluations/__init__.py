@@ -1,0 +1,1 @@
+"""Evaluations against the numbers of their references."""

@@ -1,0 +1,1 @@
+"""Pretraining methods against the numbers of their references."""

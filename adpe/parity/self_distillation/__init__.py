@@ -1,0 +1,1 @@
+"""Self-distillation against the numbers of its references."""
