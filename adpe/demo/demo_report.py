@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,9 +21,9 @@ from adpe.checkpoints.reading import build_model
 from adpe.data.sources.images import ImageSource
 from adpe.data.sources.pixels import decode_picture
 from adpe.data.views.multicrop import IMAGENET_MEAN, IMAGENET_STD, MultiCrop, crop_generator
-from adpe.demo.chain import write_text
 from adpe.engine.hooks.checkpointing import latest_checkpoint, read_training_checkpoint
 from adpe.errors import UserError
+from adpe.files import atomic_write
 from adpe.leaderboard.html.page import Chart, Picture, Run, write_page
 from adpe.leaderboard.ranking import build_leaderboard
 from adpe.leaderboard.records import read_records
@@ -33,92 +33,109 @@ from adpe.viz.predictions import detections, loss_curves, read_scalars, segmenta
 from adpe.viz.reconstructions import reconstruct
 
 if TYPE_CHECKING:
-    from adpe.demo.chain import Stage
+    from adpe.demo.chain import Data
+    from adpe.suites.suite import Run as Training
+    from adpe.suites.suite import Suite
 
 SHOWN = 4
+_LINKS = (
+    ("linear-segmentation", "One linear layer on a frozen encoder: segmentation of validation images"),
+    ("upernet", "UperNet, fine-tuned: segmentation of validation images"),
+    ("mask-r-cnn", "Mask R-CNN, fine-tuned: detections on validation images"),
+)
 
 
-def write_report(work_dir: Path, data_root: Path, name: str, stages: Sequence[Stage], console: Console) -> Path:
+def write_report(folder: Path, data: Data, suite: Suite, runs: Sequence[Training], console: Console) -> Path:
     """Draw the pictures, print the leaderboard and write `leaderboard.md`, `leaderboard.csv` and `index.html`.
 
     Args:
-        work_dir: of the demo.
-        data_root: what it ran on.
-        name: of the data.
-        stages: finished trainings; the first seed's are drawn.
+        folder: of the demo.
+        data: what it ran on.
+        suite: what was run.
+        runs: finished trainings; the first seed's are drawn.
         console: where the tables are printed.
 
     Returns:
         the page.
     """
-    pictures = work_dir / "pictures"
+    pictures = folder / "pictures"
     pictures.mkdir(exist_ok=True)
-    records, faults, runs = [], [], []
-    for stage in stages:
-        found, wrong = read_records(stage.record)
+    records, faults, sections = [], [], []
+    for run in runs:
+        found, wrong = read_records(run.work_dir(folder) / "record.jsonl")
         records += found[-1:]
         faults += wrong
-        curves = read_scalars(stage.work_dir)
+        curves = read_scalars(run.work_dir(folder))
         chart = Chart("Training loss", "iteration", "loss", {"loss": curves.get("loss", [])})
-        runs += [Run(record, charts=[chart]) for record in found[-1:]]
-    first = [stage for stage in stages if stage.seed == stages[0].seed]
-    with open(work_dir / "report.log", "w") as log, redirect_stdout(log), warnings.catch_warnings():
+        sections += [Run(record, charts=[chart]) for record in found[-1:]]
+    first = {run.name.rpartition("/")[0]: run for run in runs if run.seed == runs[0].seed}
+    with open(folder / "report.log", "w") as log, redirect_stdout(log), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the frameworks' deprecations; their own tables go to the log
-        shown = _pictures(first, pictures, name)
+        shown = _pictures(first, folder, pictures, data)
     board = build_leaderboard(records, baseline="random", faults=faults)
     print_terminal(board, console)
-    write_text(work_dir / "leaderboard.md", to_markdown(board))
-    write_text(work_dir / "leaderboard.csv", to_csv(board))
-    introduction = [
-        f"A small ViT pretrained with AdPE on {name}, then transferred to semantic segmentation (UperNet, mIoU) and to "
-        "instance segmentation (Mask R-CNN, COCO AP), against the same networks trained from random weights.",
-        f"Data: {data_root}",
-    ]
+    write_text(folder / "leaderboard.md", to_markdown(board))
+    write_text(folder / "leaderboard.csv", to_csv(board))
     return write_page(
-        work_dir / "index.html", f"AdPE on {name}", board, introduction=introduction, pictures=shown, runs=runs
+        folder / "index.html",
+        suite.title,
+        board,
+        introduction=[suite.text, f"Data: {data.text}."],
+        pictures=shown,
+        runs=sections,
     )
 
 
-def _pictures(stages: Sequence[Stage], folder: Path, name: str) -> list[Picture]:
-    pretraining = stages[0]
-    scalars = read_scalars(pretraining.work_dir)
-    curves = {"AdPE": scalars.get("loss", [])}
-    path = loss_curves(curves, folder / "pretraining.png", title=f"Pretraining loss on {name}")
-    shown = [Picture(path, "Pretraining: mean squared error over masked patches.")]
-    shown.append(Picture(_reconstruct(pretraining, stages[1], folder / "reconstructions.png"),
-                         "Validation images, what the encoder saw of them, and what the decoder painted."))  # fmt: skip
-    for task, draw in (("segmentation", _segment), ("detection", _detect)):
-        own = {s.work_dir.name.rpartition("-")[2]: s for s in stages if s.work_dir.name.startswith(task)}
-        curves = {f"{start} start": read_scalars(stage.work_dir).get("loss", []) for start, stage in own.items()}
-        path = loss_curves(curves, folder / f"{task}-loss.png", title=f"{task.capitalize()}: training loss")
-        shown.append(Picture(path, f"{task.capitalize()}: the same recipe from both starts."))
-        caption = f"{task.capitalize()} of validation images beside the ground truth."
-        shown.append(Picture(draw(own, folder / f"{task}.png"), caption))
+def _pictures(runs: Mapping[str, Training], folder: Path, pictures: Path, data: Data) -> list[Picture]:
+    pretrainings = {run.method: run for run in runs.values() if run.task == "pretraining"}
+    curves = {method: read_scalars(run.work_dir(folder)).get("loss", []) for method, run in pretrainings.items()}
+    path = loss_curves(curves, pictures / "pretraining.png", title=f"Pretraining loss on {data.name}")
+    shown = [Picture(path, "Pretraining: mean squared error over hidden patches.")]
+    last = list(pretrainings.values())[-1]
+    path = _reconstruct(last.work_dir(folder), data, pictures / "reconstructions.png")
+    caption = f"{last.method}: validation images, what the encoder saw of them, and what the decoder reconstructed."
+    shown.append(Picture(path, caption))
+    for task, text in _LINKS:
+        own = {run.method: run for name, run in runs.items() if name.endswith(f"/{task}")}
+        curves = {method: read_scalars(run.work_dir(folder)).get("loss", []) for method, run in own.items()}
+        title = next(iter(own.values())).task
+        path = loss_curves(curves, pictures / f"{task}-loss.png", title=f"{title}: training loss")
+        shown.append(Picture(path, f"{title}: the same recipe from every start."))
+        draw = _detect if task == "mask-r-cnn" else _segment
+        compared = {m: run for m, run in own.items() if m in (next(iter(own)), last.method)}
+        path = draw({m: (run, run.work_dir(folder)) for m, run in compared.items()}, pictures / f"{task}.png")
+        shown.append(Picture(path, f"{text} beside the ground truth."))
     return shown
 
 
-def _checkpoint(stage: Stage) -> Path:
-    """The last checkpoint of a finished stage."""
-    found = latest_checkpoint(stage.work_dir)
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(text)
+
+
+def _checkpoint(folder: Path) -> Path:
+    """The last checkpoint of a finished run."""
+    found = latest_checkpoint(folder)
     if found is None:
-        raise UserError(f"{stage.work_dir} has no checkpoint: run the demo again.")
+        raise UserError(f"{folder} has no checkpoint: run the demo again.")
     return found[0]
 
 
-def _load(stage: Stage) -> tuple[Config, Any]:
-    """Config and trained segmentor or detector of a stage, in evaluation mode on the CPU."""
-    cfg = Config.fromfile(stage.work_dir / Path(stage.config).name)
+def _load(run: Training, folder: Path) -> tuple[Config, Any]:
+    """Config and trained segmentor or detector of a run, in evaluation mode on the CPU."""
+    cfg = Config.fromfile(folder / Path(run.config).name)
     init_default_scope(cfg.default_scope)
     cfg.model.backbone.init_cfg = None
     model = MODELS.build(cfg.model)
-    model.load_state_dict(read_training_checkpoint(_checkpoint(stage))["state_dict"])
+    model.load_state_dict(read_training_checkpoint(_checkpoint(folder))["state_dict"])
     return cfg, model.eval()
 
 
 @torch.no_grad()
-def _predict(stage: Stage) -> tuple[Any, list[Any], list[Any]]:
-    """Validation data set, its first items, and the model's samples for them."""
-    cfg, model = _load(stage)
+def _predict(run: Training, folder: Path) -> tuple[Any, list[Any], list[Any]]:
+    """Validation data set, some of its items, and the model's samples for them."""
+    cfg, model = _load(run, folder)
     dataset = DATASETS.build(cfg.val_dataloader.dataset)
     step = max(1, len(dataset) // SHOWN)
     items = [dataset[i * step] for i in range(min(SHOWN, len(dataset)))]
@@ -131,12 +148,12 @@ def original(sample: Any) -> np.ndarray:
 
 
 @torch.no_grad()
-def _reconstruct(pretraining: Stage, annotated: Stage, path: Path) -> Path:
+def _reconstruct(pretraining: Path, data: Data, path: Path) -> Path:
     """Reconstructions of validation images at the size that pretraining saw."""
     checkpoint = _checkpoint(pretraining)
     model: Any = build_model(checkpoint).eval()
     load_checkpoint(model, checkpoint, verbose=False)
-    source = ImageSource(str(Path(annotated.options["data_root"]) / "images/validation"))
+    source = ImageSource(str(data.root / "images/validation"))
     size = model.encoder.img_size[0]
     whole = MultiCrop(size=size, num_crops=1, scale=(1.0, 1.0), ratio=(1.0, 1.0), hflip=0.0)
     step = max(1, len(source) // SHOWN)
@@ -152,11 +169,11 @@ def _same_size(arrays: list[np.ndarray]) -> tuple[int, int]:
     return min(a.shape[0] for a in arrays), min(a.shape[1] for a in arrays)
 
 
-def _segment(stages: dict[str, Stage], path: Path) -> Path:
+def _segment(runs: Mapping[str, tuple[Training, Path]], path: Path) -> Path:
     predicted = {}
-    for start, stage in stages.items():
-        dataset, items, samples = _predict(stage)
-        predicted[f"{start} start"] = [sample.pred_sem_seg.data[0].numpy() for sample in samples]
+    for method, (run, folder) in runs.items():
+        dataset, items, samples = _predict(run, folder)
+        predicted[method] = [sample.pred_sem_seg.data[0].numpy() for sample in samples]
     images = [original(sample) for sample in samples]
     truths = [item["data_samples"].gt_sem_seg.data[0].numpy() for item in items]
     h, w = _same_size(images)
@@ -167,11 +184,11 @@ def _segment(stages: dict[str, Stage], path: Path) -> Path:
     )
 
 
-def _detect(stages: dict[str, Stage], path: Path) -> Path:
+def _detect(runs: Mapping[str, tuple[Training, Path]], path: Path) -> Path:
     predicted = {}
-    for start, stage in stages.items():
-        dataset, items, samples = _predict(stage)
-        predicted[f"{start} start"] = [sample.pred_instances.numpy() for sample in samples]
+    for method, (run, folder) in runs.items():
+        dataset, items, samples = _predict(run, folder)
+        predicted[method] = [sample.pred_instances.numpy() for sample in samples]
     images = [original(sample) for sample in samples]
     h, w = _same_size(images)
     found = {

@@ -121,7 +121,7 @@ def _verdict(
     if ours is not None:
         off = ours.mean - value
         state = PASS if abs(off) <= claim.tolerance[name] + 1e-9 else FAIL
-        seeds = suite.seeds if claim.point == task.reported else task.sweep_seeds
+        seeds = (task.seeds or suite.seeds) if claim.point == task.reported else task.sweep_seeds
         if set(values) != set(seeds):
             state = INCOMPLETE
         told = f"{abs(off):.{metric.digits}f} {'above' if off > 0 else 'below'}"
@@ -152,7 +152,7 @@ def _miss(
     protocol = protocol_of(record)
     if protocol is None:
         return LOST if isinstance(record.get("fingerprint"), str) else BEFORE
-    seeds = suite.seeds if claim.point == task.reported else task.sweep_seeds
+    seeds = (task.seeds or suite.seeds) if claim.point == task.reported else task.sweep_seeds
     pretrained = bool(record.get("pretrained_sha256"))
     start = "pretrained" if method.pretraining or method.checkpoint else "random"
     found = [

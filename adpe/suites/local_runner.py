@@ -120,9 +120,9 @@ def execute(runs: Sequence[Run], folder: Path, *, jobs: int = 1, console: Consol
     """
     console = console or Console()
     states = {run.name: State(run) for run in runs}
-    slots = deque(_devices(jobs, max((run.gpus for run in runs), default=1)))
+    slots = deque(_devices(jobs, max((run.gpus for run in runs), default=1)), maxlen=jobs)
     folder.mkdir(parents=True, exist_ok=True)
-    shown: dict[str, str] = {}
+    shown: dict[str, tuple[str, int]] = {}
     with _terminable(), contextlib.ExitStack() as screen:
         live = None
         if console.is_terminal:
@@ -216,7 +216,7 @@ def _start(state: State, folder: Path, slots: deque[str | None]) -> None:
         with atomic_write(work_dir / "command.txt") as temporary:
             temporary.write_text(shlex.join(run.command(folder)) + "\n")
         environment = {
-            "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // (len(slots) + 1) // run.gpus)),
+            "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // (slots.maxlen or 1) // run.gpus)),
             **os.environ,
             "PYTHON": sys.executable,
             "PYTHONUNBUFFERED": "1",
@@ -324,10 +324,12 @@ def _screen(states: Mapping[str, State], folder: Path) -> Group:
     return Group(table, Text(f"{more}{words}. Records: {folder / 'records.jsonl'}", style="dim"))
 
 
-def _print_changes(states: Mapping[str, State], shown: dict[str, str], console: Console) -> None:
-    """A line for every run whose state changed, where there is no terminal to draw on."""
+def _print_changes(states: Mapping[str, State], shown: dict[str, tuple[str, int]], console: Console) -> None:
+    """A line for every run whose state changed, and one per minute of a run, where there is no terminal to draw on."""
     for name, state in states.items():
-        if shown.get(name) != state.state and state.state != WAITING:
+        now = (state.state, int(state.seconds // 60) if state.state == RUNNING else 0)
+        if shown.get(name) != now and state.state != WAITING:
+            passed = f" {state.fraction:4.0%} after {now[1]} min" if now[1] else ""
             detail = f": {state.detail}" if state.detail else ""
-            console.print(Text(f"{state.state:9} {name}{detail}"), soft_wrap=True)
-        shown[name] = state.state
+            console.print(Text(f"{state.state:9} {name}{passed}{detail}"), soft_wrap=True)
+        shown[name] = now

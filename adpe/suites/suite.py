@@ -45,6 +45,7 @@ class Task:
     Attributes:
         reported: the point that runs with every seed.
         sweep_seeds: of the other points.
+        seeds: the only ones of the suite that this task runs with; all if empty.
         images: of the published data in ``train`` and ``val``, which a claim's runs must have seen.
     """
 
@@ -56,6 +57,7 @@ class Task:
     sweep_seeds: tuple[int, ...] = ()
     cost: Cost | None = None
     images: Mapping[str, int] = field(default_factory=dict)
+    seeds: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -192,6 +194,8 @@ def expand(
             add_pretraining(method, seed)
         for task, seed, point in itertools.product(suite.tasks, chosen, task_points(suite)):
             if point not in task.points or (point != task.reported and seed not in task.sweep_seeds):
+                continue
+            if task.seeds and seed not in task.seeds:
                 continue
             needs = add_pretraining(method, seed)
             sweep = sweep_text(point)

@@ -18,6 +18,9 @@ A suite is data, read by the safe loader; what runs are the configs it names, wh
         reported: {lr: 2e-4}          # the point that runs with every seed; the others run with sweep_seeds
         sweep_seeds: [0]
         images: {train: 20210, val: 2000}   # of the data set that the claims are about
+      - name: eomt
+        config: configs/ade20k_eomt_vitb.py
+        seeds: [0]                    # not with every seed of the suite
     claims:
       - {method: AdPE RPE coordinate, task: upernet, reproduces: adpe-vitb-ade20k, tolerance: {mIoU: 0.5},
          tolerance_source: "..."}
@@ -45,7 +48,7 @@ _KEYS = (
     "missing",
 )  # fmt: skip
 _METHOD_KEYS = ("name", "pretraining", "epochs", "checkpoint", "options", "transfer", "cost")
-_TASK_KEYS = ("name", "config", "options", "sweep", "reported", "sweep_seeds", "cost", "images")
+_TASK_KEYS = ("name", "config", "options", "sweep", "reported", "sweep_seeds", "seeds", "cost", "images")
 _CLAIM_KEYS = ("method", "task", "at", "reproduces", "tolerance", "tolerance_source", "note")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 +._-]*")
 
@@ -208,6 +211,9 @@ def _task(item: Any, where: str, seeds: tuple[int, ...]) -> Task:
     sweep_seeds = seeds if chosen is None else _seeds(chosen, f"{where}: sweep_seeds")
     if not set(sweep_seeds) <= set(seeds):
         raise UserError(f"{where}: sweep_seeds {list(sweep_seeds)} are not among the suite's seeds {list(seeds)}.")
+    own = () if item.get("seeds") is None else _seeds(item["seeds"], f"{where}: seeds")
+    if not set(own) <= set(seeds):
+        raise UserError(f"{where}: seeds {list(own)} are not among the suite's seeds {list(seeds)}.")
     return Task(
         _name(item, where),
         _config(item.get("config"), f"{where}: config"),
@@ -217,6 +223,7 @@ def _task(item: Any, where: str, seeds: tuple[int, ...]) -> Task:
         sweep_seeds,
         _cost(item, where),
         _images(item, where),
+        own,
     )
 
 

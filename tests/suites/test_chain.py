@@ -1,7 +1,8 @@
-"""The whole chain through the demo's own code, on a few images in a few iterations: the last and longest test."""
+"""The whole demo through its own code, on a few images in a few iterations: the last and longest test."""
 
 from __future__ import annotations
 
+import io
 import json
 import re
 
@@ -20,7 +21,7 @@ pytestmark = pytest.mark.slow
 @pytest.mark.slow(90)
 def test_the_chain(tmp_path):
     """One test, so that the chain runs once, in one process, whatever the number of test processes."""
-    options = Options(tmp_path, epochs=2, iterations=2, scenes=(32, 4, 64))
+    options = Options(tmp_path, epochs=2, iterations=2, scenes=(104, 4, 64), seeds=(3,))
     with open(tmp_path / "terminal.txt", "w") as terminal:
         console = Console(record=True, width=160, file=terminal)
         page = run_demo(options, console)
@@ -31,33 +32,42 @@ def test_the_chain(tmp_path):
     a_failed_training_is_reported_with_the_end_of_its_log(options, tmp_path / "broken")
 
 
+METHODS = ("random-start", "mae", "adpe-ape-embedding")
+TASKS = ("linear-segmentation", "linear-detection", "upernet", "mask-r-cnn")
+
+
+def last_record(options, name):
+    return read_records(options.work_dir / name / "seed3" / "record.jsonl")[0][-1]
+
+
 def every_link_leaves_a_record_with_its_metrics(options):
-    folder = options.work_dir / "seed0"
-    records = {path.parent.name: read_records(path)[0][-1] for path in folder.glob("*/record.jsonl")}
-    for path in folder.glob("*/record.jsonl"):
+    for path in options.work_dir.glob("*/*/seed3/record.jsonl"):
         for line in path.read_text().splitlines():
             assert json.loads(line)["schema"] == 1
-    assert set(records) == {
-        "pretrain", "segmentation-pretrained", "segmentation-random", "detection-pretrained", "detection-random",
-    }  # fmt: skip
-    for start in ("pretrained", "random"):
-        assert 0 <= records[f"segmentation-{start}"]["metrics"]["mIoU"] <= 100
-        detection = records[f"detection-{start}"]["metrics"]
-        assert {"bbox_mAP", "segm_mAP"} <= detection.keys()
-    protocols = [records[f"segmentation-{start}"]["task_fingerprint"] for start in ("pretrained", "random")]
-    assert protocols[0] == protocols[1]
+    names = {
+        str(path.parent.parent.relative_to(options.work_dir))
+        for path in options.work_dir.glob("*/*/seed3/record.jsonl")
+    }
+    links = {f"{method}/{task}" for method in METHODS for task in TASKS}
+    assert names == links | {f"{method}/pretraining" for method in METHODS[1:]}
+    for method in METHODS:
+        assert 0 <= last_record(options, f"{method}/upernet")["metrics"]["mIoU"] <= 100
+        assert {"bbox_mAP", "segm_mAP"} <= last_record(options, f"{method}/mask-r-cnn")["metrics"].keys()
+    for task in TASKS:
+        assert len({last_record(options, f"{method}/{task}")["task_fingerprint"] for method in METHODS}) == 1
 
 
 def the_pretrained_run_starts_from_the_exported_encoder_and_the_random_one_does_not(options):
-    folder = options.work_dir / "seed0"
-    exported = folder / "pretrain" / "encoder.safetensors"
-    assert not any("mask_token" in name or "adversary" in name for name in load_file(exported))
-    for task in ("segmentation", "detection"):
-        record = read_records(folder / f"{task}-pretrained" / "record.jsonl")[0][-1]
-        assert record["pretrained_sha256"] == file_sha256(exported)
-        assert re.search(r"coverage +100.0%", (folder / f"{task}-pretrained" / "output.log").read_text())
-        assert read_records(folder / f"{task}-random" / "record.jsonl")[0][-1]["pretrained_sha256"] is None
-        assert "the encoder starts at random" in (folder / f"{task}-random" / "output.log").read_text()
+    for method in METHODS[1:]:
+        exported = options.work_dir / method / "pretraining/seed3/encoder.safetensors"
+        assert not any("mask_token" in name or "adversary" in name for name in load_file(exported))
+        for task in TASKS:
+            assert last_record(options, f"{method}/{task}")["pretrained_sha256"] == file_sha256(exported)
+            log = (options.work_dir / method / task / "seed3/output.log").read_text()
+            assert re.search(r"coverage +100.0%", log)
+            assert last_record(options, f"random-start/{task}")["pretrained_sha256"] is None
+            log = (options.work_dir / "random-start" / task / "seed3/output.log").read_text()
+            assert "the encoder starts at random" in log
 
 
 def page_table_and_pictures(options, page, terminal):
@@ -66,7 +76,11 @@ def page_table_and_pictures(options, page, terminal):
     table = (options.work_dir / "leaderboard.md").read_text()
     assert "pretrained" in table and "random" in table
     names = {path.name for path in (options.work_dir / "pictures").glob("*.png")}
-    assert {"pretraining.png", "reconstructions.png", "segmentation.png", "detection.png"} <= names
+    assert {
+        "pretraining.png",
+        "reconstructions.png",
+        *(f"{task}.png" for task in TASKS if task != "linear-detection"),
+    } <= names
     for name in names:
         with Image.open(options.work_dir / "pictures" / name) as image:
             low, high = image.convert("L").getextrema()
@@ -75,9 +89,9 @@ def page_table_and_pictures(options, page, terminal):
 
 
 def a_second_run_repeats_nothing(options):
-    before = {path: path.stat().st_mtime_ns for path in options.work_dir.glob("seed0/*/record.jsonl")}
+    before = {path: path.stat().st_mtime_ns for path in options.work_dir.glob("*/*/seed3/record.jsonl")}
     run_demo(options, Console(quiet=True))
-    assert {path: path.stat().st_mtime_ns for path in options.work_dir.glob("seed0/*/record.jsonl")} == before
+    assert {path: path.stat().st_mtime_ns for path in options.work_dir.glob("*/*/seed3/record.jsonl")} == before
 
 
 def a_failed_training_is_reported_with_the_end_of_its_log(options, folder):
@@ -86,9 +100,10 @@ def a_failed_training_is_reported_with_the_end_of_its_log(options, folder):
     broken.mkdir(parents=True)
     for name in ("images", "annotations", "instances_training.json", "instances_validation.json", "classes.json"):
         (broken / name).symlink_to(data / name)
-    with pytest.raises(UserError, match=r"(?s)pretraining, seed 0 failed \(exit status 2\).*missing.zip"):
-        run_demo(Options(folder / "work", data_root=broken, images=(str(folder / "missing.zip"),), epochs=2),
-                 Console(quiet=True))  # fmt: skip
+    with pytest.raises(UserError, match=r"mae/pretraining/seed0/output.log"):
+        options = Options(folder / "work", broken, (str(folder / "missing.zip"),), seeds=(0,), epochs=2, iterations=2)
+        run_demo(options, console := Console(record=True, file=io.StringIO(), width=400))
+    assert "missing.zip" in console.export_text()
 
 
 def test_a_missing_or_wrong_data_root_is_an_error_before_anything_runs(tmp_path):
@@ -97,4 +112,4 @@ def test_a_missing_or_wrong_data_root_is_an_error_before_anything_runs(tmp_path)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="images"):
         run_demo(Options(tmp_path / "work", data_root=tmp_path / "empty"), Console(quiet=True))
-    assert not list(tmp_path.glob("work/seed*"))
+    assert not list(tmp_path.glob("work/*"))
