@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from mmengine.registry import DATASETS
+from PIL import Image
 from torch.utils.data import Dataset
 
 from adpe.data.sources.images import ImageSource
@@ -95,6 +96,10 @@ class AdPEClassificationDataset(Dataset):
         """Of the images, in order."""
         return [self.images.path(index) for index in self.chosen]
 
+    def shown(self, image: Image.Image, index: int, label: int) -> Image.Image:
+        """What the transform gets of the decoded image `index` of the source."""
+        return image
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         """One sample.
 
@@ -105,7 +110,7 @@ class AdPEClassificationDataset(Dataset):
         image, delivered = self.images.load(self.chosen[index])
         path, label = self.images.path(delivered), int(self._labels[delivered])
         return {
-            "inputs": self.transform(image),
+            "inputs": self.transform(self.shown(image, delivered, label)),
             "data_samples": {"img_path": path, "index": delivered, "label": label},
         }
 

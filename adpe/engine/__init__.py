@@ -1,5 +1,6 @@
 """Everything that registers with mmengine; configs name this package in `custom_imports`. Guards mmcv's operators."""
 
+from adpe.data import bordered as _bordered  # noqa: F401
 from adpe.data import classification as _classification  # noqa: F401
 from adpe.data import dataset as _dataset  # noqa: F401
 from adpe.data import multiband_dataset as _multiband_dataset  # noqa: F401

@@ -29,10 +29,13 @@ _TOP_LEVEL = {
     *inspect.signature(Runner.__init__).parameters,
     "activation_checkpointing", "compile", "custom_imports", "effective_batch", "efficient_conv_bn_eval",
     "evaluation", "find_unused_parameters", "model_wrapper_cfg", "precision", "record", "record_file", "runner_type",
-    "seed", "select_dataloader", "strategy", "sync_bn", "tta_model", "tta_pipeline",
+    "seed", "strategy", "sync_bn", "tta_model", "tta_pipeline",
 } - {"self", "cfg"}  # fmt: skip
 # Modules that configs of earlier versions import, to where they are now.
-_MOVED = {"adpe.engine.detection_heads": "adpe.transfer.detection_heads"}
+_MOVED = {
+    "adpe.engine.detection_heads": "adpe.transfer.detection_heads",
+    "adpe.evaluations.probe_transforms": "adpe.data.views.probe_transforms",
+}
 _SCOPE_PACKAGES = {"mmseg": ("mmcv", "mmseg"), "mmdet": ("mmcv", "mmdet"), "mmpretrain": ("mmcv", "mmpretrain")}
 
 
@@ -116,9 +119,11 @@ def _check_effects(variables: Variables, options: dict[str, Any], cfg: dict[str,
         options: that were put in.
         cfg: the finished config.
     """
+    # An evaluation may read further data.
+    used = _TOP_LEVEL | {name for name in cfg if name.endswith("_dataloader") and "evaluation" in cfg}
     for option, value in options.items():
         name = option.partition(".")[0]
-        if name in _TOP_LEVEL:
+        if name in used:
             continue
         others = {key: other for key, other in options.items() if key != option}
         without = _with_options(variables.read(others).to_dict(), others)
@@ -133,7 +138,7 @@ def _check_effects(variables: Variables, options: dict[str, Any], cfg: dict[str,
                 f"from {name}, or what is has been given a value of its own. {_instead(found)}"
             )
     for name in variables.without_effect():
-        if name in options:
+        if name in options or name in used:
             continue
         known = list(places(cfg, name, cfg.get(name)))
         near = difflib.get_close_matches(name, {*variables.names, *_TOP_LEVEL}, 3, 0.75)

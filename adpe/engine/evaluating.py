@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import hashlib
 import itertools
 import time
 from collections.abc import Iterator
@@ -90,8 +91,11 @@ def evaluate(cfg: Config, args: argparse.Namespace) -> dict[str, float]:
     @cache
     def features(name: str) -> tuple[Tensor, Tensor]:
         told = described[name] or {}
-        key = f"{weights_digest(model)}-{told.get('names')}-{told.get('contents')}"
-        return _cached(subject, name, f"{key}-{model.global_pool}-{cfg[name + _LOADERS].dataset.get('transform')}")
+        # What is built of them, not only weights and files: saliency, pooling, positions, borders.
+        options = {key: value for key, value in cfg.model.items() if key != "init_cfg"}
+        built = hashlib.sha256(repr((options, cfg[name + _LOADERS].dataset)).encode()).hexdigest()[:16]
+        key = f"{weights_digest(model)}-{told.get('names')}-{told.get('contents')}-{built}"
+        return _cached(subject, name, key)
 
     result = evaluation.run(replace(subject, features=features))
     _write(cfg, result)

@@ -67,16 +67,24 @@ class LinearProbe(Evaluation):
             )
 
     def run(self, subject: Subject) -> Result:
-        dataset = subject.dataset("val")
+        head = self.trained(subject)
+        return Result(*accuracy_of(*self.scores(head, subject, "val"), subject.dataset("val")))
+
+    def trained(self, subject: Subject) -> nn.Module:
+        """The head, trained on the features of ``train``."""
         # Before the features, so that it starts alike whether they are computed or read.
-        head = probe_head(subject.model.backbone.embed_dim, len(dataset.classes), self.head_init_std)
-        (train, labels), (test, wanted) = subject.features("train"), subject.features("val")
+        head = probe_head(subject.model.backbone.embed_dim, len(subject.dataset("train").classes), self.head_init_std)
+        features, labels = subject.features("train")
         head = head.to(subject.device)
-        loss = self._train(head, train.to(subject.device), labels.to(subject.device), subject.seed)
+        loss = self._train(head, features.to(subject.device), labels.to(subject.device), subject.seed)
         subject.log(f"linear probe: {self.epochs} epochs, loss {loss:.4f} in the last")
-        with torch.no_grad():
-            scores = torch.cat([head(part.to(subject.device)).softmax(dim=1).cpu() for part in test.split(4096)])
-        return Result(*accuracy_of(scores, wanted, dataset))
+        return head
+
+    @torch.no_grad()
+    def scores(self, head: nn.Module, subject: Subject, name: str) -> tuple[Tensor, Tensor]:
+        """Probabilities ``(N, classes)`` of a loader's images, and their labels ``(N,)``."""
+        features, labels = subject.features(name)
+        return torch.cat([head(part.to(subject.device)).softmax(dim=1).cpu() for part in features.split(4096)]), labels
 
     def _train(self, head: nn.Module, features: Tensor, labels: Tensor, seed: int) -> float:
         groups = lars_groups(head.parameters())

@@ -72,6 +72,10 @@ METRICS: dict[str, Metric] = {
     "blocked_source_top1": Metric("top-1 of the source class, blocked"),
     "blocked_clean_top1": Metric("top-1, blocked"),
     "trigger_hit": Metric("trigger inside the window"),
+    "top1_cue": Metric("top-1, with cue"),
+    "top1_no_cue": Metric("top-1, misleading cue"),
+    "top1_no_border": Metric("top-1, no cue"),
+    "shortcut": Metric("shortcut", unit="points", higher_is_better=False),
     "loss": Metric("loss", unit="", higher_is_better=False, digits=4),
 }
 # In the order of the tables.
@@ -83,6 +87,7 @@ TASKS: dict[str, Task] = {
     "robustness": Task(
         ("blocked_asr", "asr", "asr_clean", "clean_top1", "blocked_clean_top1"), "Backdoor Robustness", published=False
     ),
+    "shortcut": Task(("top1_no_cue", "top1_cue", "shortcut", "top1_no_border"), "Shortcut", published=False),
     "pretrain": Task(("loss",), "Self-Supervised Image Classification", published=False),
 }
 

@@ -10,6 +10,7 @@ from mmengine.registry import MODELS
 from torch import Tensor
 
 from adpe.errors import UserError
+from adpe.models.backbones.saliency_vit import SaliencyViT
 from adpe.models.vit import VisionTransformer
 from adpe.transfer.backbones.initialisation import options_of_start, start_encoder
 
@@ -37,6 +38,8 @@ class PooledEncoder(BaseModel):
             below full coverage of the encoder; ``allow_missing=[...]`` names what may keep its start. None starts at
             random.
         data_preprocessor: config; mmengine's, which moves a batch to the device, if None.
+        saliency: of :class:`adpe.models.backbones.saliency_vit.SaliencyViT`, whose blocks see the patches alone that a
+            chooser keeps; ``type="attention"`` without ``encoder`` asks the checkpoint. None or {} for all patches.
         options: of :class:`adpe.VisionTransformer`. What is left out, or None, is what the checkpoint says of itself.
 
     Raises:
@@ -49,12 +52,18 @@ class PooledEncoder(BaseModel):
         global_pool: GlobalPool = "avg",
         init_cfg: dict | None = None,
         data_preprocessor: dict | None = None,
+        saliency: dict | None = None,
         **options: Any,
     ) -> None:
         super().__init__(data_preprocessor)
         self.init_cfg = dict(init_cfg) if init_cfg else None
         try:
-            self.backbone = VisionTransformer(**options_of_start(model, options, init_cfg, type(self).__name__))
+            given = options_of_start(model, options, init_cfg, type(self).__name__)
+            if saliency:
+                chosen = {"encoder": init_cfg["checkpoint"]} if saliency.get("type") == "attention" and init_cfg else {}
+                self.backbone: VisionTransformer = SaliencyViT(**given, saliency={**chosen, **saliency})
+            else:
+                self.backbone = VisionTransformer(**given)
             pool_tokens(torch.zeros(1, 1, 1), self.backbone.num_prefix_tokens, global_pool)
         except (TypeError, ValueError) as error:
             raise UserError(f"{type(self).__name__}: {error}") from None
