@@ -67,7 +67,7 @@ class AdPEClassificationDataset(Dataset):
                 f"{source}{f', split {split}' if split else ''}: {len(self.classes)} class folders ({names}), the "
                 f"config says num_classes = {num_classes}. A folder is missing or one too many; or set num_classes."
             )
-        if limit is not None and limit < 1:
+        if limit is not None and (not isinstance(limit, int) or limit < 1):
             raise UserError(f"limit={limit!r}: expected a positive number of images, or None for all.")
         self.chosen = spaced(len(self.images), limit)
         try:

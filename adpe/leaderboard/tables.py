@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+import statistics
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from adpe.leaderboard.protocol import plain
 from adpe.leaderboard.ranking import Leaderboard
 from adpe.leaderboard.ranking.rows import OURS, Cell, Row, Table
 from adpe.leaderboard.tasks import metric_of
-from adpe.leaderboard.uncertainty.seeds import describe_interval
+from adpe.leaderboard.uncertainty.seeds import describe_interval, detectable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -135,6 +136,7 @@ def captions(table: Table) -> list[str]:
         names = ", ".join(dict.fromkeys(str(row.baseline) for row in table.rows if row.is_baseline))
         interval = f", {differences[0].confidence:.0%} t interval over seeds in brackets"
         lines.append(f"Difference to {names}{interval if any(item.method for item in differences) else ''}.")
+    lines += _power(table)
     lines += table.unlearnt
     if any(row.own for row in table.rows):
         lines.append(
@@ -148,6 +150,20 @@ def captions(table: Table) -> list[str]:
         if letter in table.differences:
             lines.append(f"{name} differs from {table.differences[letter]}.")
     return lines
+
+
+def _power(table: Table) -> list[str]:
+    """Which difference the seeds could have shown, for the metric that ranks."""
+    name = table.metrics[0] if table.metrics else ""
+    found = [row.cells[name].difference for row in table.rows if name in row.cells]
+    sizes = [size for one in found if one is not None and (size := detectable(one)) is not None]
+    if not sizes:
+        return []
+    metric, size = metric_of(name), statistics.median(sizes)
+    return [
+        f"Power: seeds with this spread find a true difference of {size:.{metric.digits}f} {metric.label} "
+        "in four of five repetitions (median over the rows); smaller ones are mostly missed."
+    ]
 
 
 def print_terminal(leaderboard: Leaderboard, console: Console | None = None) -> None:

@@ -49,7 +49,8 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--dry-run", action="store_true", help="print the commands from start to finish, and the cost")
     run.add_argument("--work-dir", default=SUITES_DIR, help=f"folder of all suites' runs (default: {SUITES_DIR})")
     run.add_argument("--gpus", type=_positive, help="of every run, instead of the suite's")
-    run.add_argument("--jobs", type=_positive, default=1, help="runs at a time")
+    run.add_argument("--jobs", type=_positive, help="runs at a time; default: 1, or as the budget says")
+    run.add_argument("--budget", metavar="NAME", help="another size of the suite, of those that its file declares")
     run.add_argument("--seeds", type=int, nargs="+", default=[], help="only these of the suite's seeds")
     run.add_argument("--slurm", metavar="PARTITION", help="submit batch jobs instead of starting processes")
     run.add_argument("--gpus-per-node", type=_positive, default=8)
@@ -132,6 +133,9 @@ def _run(args: argparse.Namespace) -> int:
     from adpe.suites.suite_file import read_suite
 
     suite = read_suite(args.suite)
+    jobs = args.jobs or (suite.budgets[args.budget].jobs if args.budget in suite.budgets else 1)
+    if args.budget:
+        suite = suite.sized(args.budget)
     folder = _enter(args.work_dir, suite)
     runs = expand(
         suite,
@@ -152,7 +156,7 @@ def _run(args: argparse.Namespace) -> int:
         return 0
     for line in estimate(runs, folder):
         say(line)
-    done = execute(runs, folder, jobs=args.jobs, console=Console())
+    done = execute(runs, folder, jobs=jobs, console=Console())
     return 0 if done else 1
 
 

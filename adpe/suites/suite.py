@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,25 @@ class Claim:
 
 
 @dataclass(frozen=True)
+class Budget:
+    """Another size of a suite, for other hardware or time.
+
+    Attributes:
+        seeds: instead of the suite's; all of them if empty.
+        epochs: of every pretraining; None for the methods' own.
+        pretraining: options put over those of every pretraining.
+        tasks: name of a task -> options put over its own; tasks that are left out do not run. None runs all.
+        jobs: runs at a time.
+    """
+
+    seeds: tuple[int, ...] = ()
+    epochs: int | None = None
+    pretraining: Mapping[str, Any] = field(default_factory=dict)
+    tasks: Mapping[str, Mapping[str, Any]] | None = None
+    jobs: int = 1
+
+
+@dataclass(frozen=True)
 class Suite:
     """A declared set of runs.
 
@@ -82,6 +101,7 @@ class Suite:
         pretraining_seeds: seeds with a pretraining of their own; the other seeds start from that of the first.
         missing: published rows without a config yet, and why.
         data: arguments of `adpe.data.scenes.write_scenes`, for a suite that brings its data.
+        budgets: other sizes of it, by name.
         shared_pretraining: folder beside the suite's in which its pretrainings run, for other suites to find them.
     """
 
@@ -97,6 +117,37 @@ class Suite:
     missing: tuple[tuple[Mapping[str, Any], str], ...]
     data: Mapping[str, int] | None = None
     shared_pretraining: str | None = None
+    budgets: Mapping[str, Budget] = field(default_factory=dict)
+
+    def sized(self, name: str) -> Suite:
+        """The suite under one of its budgets, with a name and so a folder of its own.
+
+        Raises:
+            UserError: for a budget that it does not have.
+        """
+        if name not in self.budgets:
+            known = ", ".join(self.budgets) or "none"
+            raise UserError(f"suite {self.name} has no budget {name!r}; it has: {known}.")
+        budget = self.budgets[name]
+        seeds = budget.seeds or self.seeds
+        methods = [
+            method
+            if method.pretraining is None
+            else replace(
+                method, epochs=budget.epochs or method.epochs, options={**method.options, **budget.pretraining}
+            )
+            for method in self.methods
+        ]
+        chosen = {task.name: {} for task in self.tasks} if budget.tasks is None else budget.tasks
+        tasks = [replace(t, options={**t.options, **chosen[t.name]}) for t in self.tasks if t.name in chosen]
+        return replace(
+            self,
+            name=f"{self.name}_{name}",
+            seeds=seeds,
+            pretraining_seeds=seeds,
+            methods=tuple(methods),
+            tasks=tuple(tasks),
+        )
 
 
 @dataclass(frozen=True)
@@ -189,10 +240,11 @@ def expand(
         add(run)
         return name
 
-    for method in suite.methods:
-        for seed in chosen if not suite.tasks else ():
+    # Seed by seed, so that what is done when the time is over compares all methods.
+    for seed, method in itertools.product(chosen, suite.methods):
+        if not suite.tasks:
             add_pretraining(method, seed)
-        for task, seed, point in itertools.product(suite.tasks, chosen, task_points(suite)):
+        for task, point in itertools.product(suite.tasks, task_points(suite)):
             if point not in task.points or (point != task.reported and seed not in task.sweep_seeds):
                 continue
             if task.seeds and seed not in task.seeds:

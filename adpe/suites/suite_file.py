@@ -21,6 +21,8 @@ A suite is data, read by the safe loader; what runs are the configs it names, wh
       - name: eomt
         config: configs/ade20k_eomt_vitb.py
         seeds: [0]                    # not with every seed of the suite
+    budgets:                          # other sizes of the suite: benchmark.py run SUITE --budget short
+      short: {seeds: [0], epochs: 100, pretraining: {epochs: 100}, tasks: {upernet: {max_iters: 16000}}, jobs: 2}
     claims:
       - {method: AdPE RPE coordinate, task: upernet, reproduces: adpe-vitb-ade20k, tolerance: {mIoU: 0.5},
          tolerance_source: "..."}
@@ -40,15 +42,16 @@ from adpe.config_names import is_config, known_configs
 from adpe.errors import UserError
 from adpe.files import ROOT
 from adpe.leaderboard.published import read_published, read_yaml
-from adpe.suites.suite import Claim, Cost, Method, Suite, Task, slug
+from adpe.suites.suite import Budget, Claim, Cost, Method, Suite, Task, slug
 
 FOLDER = ROOT / "benchmarks" / "suites"
 _KEYS = (
-    "title", "text", "gpus", "seeds", "pretraining_seeds", "shared_pretraining", "data", "methods", "tasks", "claims",
-    "missing",
+    "title", "text", "gpus", "seeds", "pretraining_seeds", "shared_pretraining", "data", "methods", "tasks", "budgets",
+    "claims", "missing",
 )  # fmt: skip
 _METHOD_KEYS = ("name", "pretraining", "epochs", "checkpoint", "options", "transfer", "cost")
 _TASK_KEYS = ("name", "config", "options", "sweep", "reported", "sweep_seeds", "seeds", "cost", "images")
+_BUDGET_KEYS = ("seeds", "epochs", "pretraining", "tasks", "jobs")
 _CLAIM_KEYS = ("method", "task", "at", "reproduces", "tolerance", "tolerance_source", "note")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 +._-]*")
 
@@ -99,14 +102,19 @@ def read_suite(name: str | Path) -> Suite:
         tuple(missing),
         _data(content.get("data"), f"{path}: data"),
         _name({"name": content["shared_pretraining"]}, str(path)) if content.get("shared_pretraining") else None,
+        {
+            name: _budget(item, f"{path}: budgets.{name}", tasks)
+            for name, item in _mapping(content.get("budgets") or {}, f"{path}: budgets", None).items()
+        },
     )
 
 
-def _mapping(value: Any, where: str, known: Sequence[str]) -> dict[str, Any]:
+def _mapping(value: Any, where: str, known: Sequence[str] | None) -> dict[str, Any]:
+    """A mapping whose keys are among `known`; None allows any."""
     if not isinstance(value, dict):
         raise UserError(f"{where}: expected a mapping, found {type(value).__name__}.")
     for key in value:
-        if key not in known:
+        if known is not None and key not in known:
             near = difflib.get_close_matches(str(key), known, 1) or known
             raise UserError(f"{where}: unknown key {key!r}; known are {', '.join(near)}.")
     return value
@@ -224,6 +232,21 @@ def _task(item: Any, where: str, seeds: tuple[int, ...]) -> Task:
         _cost(item, where),
         _images(item, where),
         own,
+    )
+
+
+def _budget(item: Any, where: str, tasks: Sequence[Task]) -> Budget:
+    _mapping(item, where, _BUDGET_KEYS)
+    chosen = item.get("tasks")
+    if chosen is not None:
+        _mapping(chosen, f"{where}: tasks", [task.name for task in tasks])
+        chosen = {name: _options(chosen, name, f"{where}: tasks") for name in chosen}
+    return Budget(
+        () if item.get("seeds") is None else _seeds(item["seeds"], f"{where}: seeds"),
+        None if item.get("epochs") is None else int(_positive(item["epochs"], f"{where}: epochs")),
+        _options(item, "pretraining", where),
+        chosen,
+        int(_positive(item.get("jobs", 1), f"{where}: jobs")),
     )
 
 

@@ -18,6 +18,7 @@ from adpe.leaderboard.uncertainty.seeds import (
     WELCH_T,
     Difference,
     describe_difference,
+    detectable,
     seed_difference,
     summarise,
     t_quantile,
@@ -173,3 +174,16 @@ def test_lower_can_be_better() -> None:
     assert describe_difference(difference, "A", "B", "loss", higher_is_better=False).startswith(
         "A is 0.50 loss below B, which is better."
     )
+
+
+@pytest.mark.parametrize("seeds", [3, 5, 10])
+def test_a_detectable_difference_is_found_in_four_of_five_repetitions(seeds):
+    """By simulation: differences of seeds with a known spread, whose interval has the width it has on average."""
+    drawn = np.random.default_rng(0).normal(0.0, 2.0, (4000, seeds))
+    half = t_quantile(seeds - 1, 0.95) * 2.0 / np.sqrt(seeds)
+    true = detectable(Difference(0.0, -half, half, 0.95, PAIRED_T, (seeds, seeds)))
+    found = 0
+    for sample in drawn + true:
+        found += seed_difference(dict(enumerate(sample)), dict.fromkeys(range(seeds), 0.0)).is_clear
+    assert 0.74 < found / len(drawn) < 0.88
+    assert detectable(seed_difference({0: 1.0}, {0: 2.0})) is None
