@@ -72,6 +72,15 @@ METRICS: dict[str, Metric] = {
     "blocked_source_top1": Metric("top-1 of the source class, blocked"),
     "blocked_clean_top1": Metric("top-1, blocked"),
     "trigger_hit": Metric("trigger inside the window"),
+    "mAP": Metric("mAP"),
+    "mAP_micro": Metric("AP over all decisions"),
+    "CF1": Metric("F1 by class"),
+    "OF1": Metric("overall F1"),
+    "linear_mAP": Metric("mAP, linear head"),
+    "linear_CF1": Metric("F1 by class, linear head"),
+    "linear_OF1": Metric("overall F1, linear head"),
+    # Not called mAP: below 0 that means undefined.
+    "over_linear": Metric("mAP over the linear head"),
     "loss": Metric("loss", unit="", higher_is_better=False, digits=4),
 }
 # In the order of the tables.
@@ -83,6 +92,7 @@ TASKS: dict[str, Task] = {
     "robustness": Task(
         ("blocked_asr", "asr", "asr_clean", "clean_top1", "blocked_clean_top1"), "Backdoor Robustness", published=False
     ),
+    "multilabel": Task(("mAP", "linear_mAP", "over_linear", "CF1", "OF1"), "Multi-Label Classification"),
     "pretrain": Task(("loss",), "Self-Supervised Image Classification", published=False),
 }
 
