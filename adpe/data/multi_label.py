@@ -24,10 +24,10 @@ from adpe.data.checks.inspection import (
     read_label_map,
 )
 from adpe.data.checks.layout import IGNORE_LABEL, read_classes, with_label_maps
-from adpe.data.classification import spaced
+from adpe.data.classification import spaced, timm_transform
 from adpe.data.cutout import Cutout
 from adpe.data.images import ImageSource
-from adpe.errors import UserError, require
+from adpe.errors import UserError
 
 Crowds = Literal["present", "unknown"]
 UNKNOWN = -1
@@ -87,7 +87,7 @@ class MultiLabelImages(Dataset):
         self.chosen = [at[os.path.normpath(names[index])] for index in kept]
         self._targets, self.classes, self._said = targets[kept].astype(np.int8), tuple(classes), said
         self.cutout, self.rand_augment = cutout, rand_augment
-        self.transform = _transform(transform or {})
+        self.transform = timm_transform(transform or {})
         self._augment = _augmentation(transform or {}, cutout, rand_augment)
 
     @property
@@ -259,16 +259,6 @@ class AdPEMultiLabelMasks(MultiLabelImages):
                 f"{classes} classes, or one of ignore_labels={list(self.ignore_labels)}."
             )
         return (counts[:classes] >= self.min_area).astype(np.int8)
-
-
-def _transform(options: Mapping[str, Any]) -> Any:
-    require("timm", "requirements/runtime.txt")
-    from timm.data import create_transform
-
-    try:
-        return create_transform(**{"no_aug": False, **options})
-    except (TypeError, AssertionError, KeyError) as error:
-        raise UserError(f"transform {dict(options)}: timm.data.create_transform says: {error}") from None
 
 
 def _augmentation(transform: Mapping[str, Any], cutout: float, rand_augment: bool) -> Any:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adpe.checkpoints.reading import read_file
@@ -151,7 +152,7 @@ class TableText:
     Attributes:
         joint: width D of what is compared; None for the encoder's, or the file's.
         checkpoint: ``.safetensors`` of a vector ``(D,)`` by class name, made by any model of words, where both vectors
-            of a class start; None for normal ones.
+            of a class start; None for random ones of length 1. As they start alike, no label is certain at first.
     """
 
     joint: int | None = None
@@ -170,7 +171,8 @@ class TableText:
         """
         if self.checkpoint is None:
             generator = torch.Generator().manual_seed(seed)
-            return TableTexts(torch.randn(2 * len(names), self.joint or width, generator=generator) * 0.02)
+            rows = F.normalize(torch.randn(len(names), self.joint or width, generator=generator), dim=1)
+            return TableTexts(torch.cat([rows, rows]))
         found = read_file(self.checkpoint)
         missing = [name for name in names if name not in found]
         if missing:
