@@ -2,8 +2,8 @@
 
 Options: text_checkpoint: a local state dict of CLIP, in whose text transformer 16 contexts are learned; without it the
 text side has random weights, a stand-in. known: share of the labels.
-Reproduces: the recipe, no published number: those found are secondary, and of CLIP's ResNets. Contexts, batches, epochs,
-schedule, image size, cutout, RandAugment, scales and loss are the published ones.
+Reproduces: the recipe, no published number: those found are secondary, and of CLIP's ResNets. Contexts, batches,
+epochs, schedule, image size, cutout, RandAugment, scales and loss are the published ones.
 Differs: the image side is the encoder's patches with ImageNet's mean and standard deviation, and a projection to the
 text's space that is learned, where the published one is CLIP's own and frozen; the last epoch counts, not the best one
 on the test images; classes without a test image are left out of the mean.

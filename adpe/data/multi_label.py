@@ -107,7 +107,9 @@ class MultiLabelImages(Dataset):
             UserError: for a label that occurs and that `classes` does not have, or none in common.
         """
         own = {name: column for column, name in enumerate(self.classes)}
-        foreign = [name for name, column in own.items() if name not in classes and (self._targets[:, column] == 1).any()]
+        foreign = [
+            name for name, column in own.items() if name not in classes and (self._targets[:, column] == 1).any()
+        ]
         if foreign or not {*own} & {*classes}:
             raise UserError(
                 f"{self._said}: has {first(foreign or own, 8)}, which training does not have; its classes are "

@@ -3,13 +3,13 @@
 EVALUATIONS = {
     "attentive_probe": "adpe.evaluations.attentive_probe:AttentiveProbe",
     "backdoor": "adpe.evaluations.robustness:BackdoorRobustness",
-    "dual_prompts": "adpe.evaluations.multi_label_recognition:DualPromptRecognition",
+    "dual_prompts": "adpe.evaluations.dual_prompt_recognition:DualPromptRecognition",
     "efficient_probe": "adpe.evaluations.attentive_probe:EfficientProbing",
     "knn": "adpe.evaluations.knn:KNN",
     "knn_layers": "adpe.evaluations.knn:LayerKNN",
     "knn_segmentation": "adpe.evaluations.knn_segmentation:PatchSegmentation",
     "linear_probe": "adpe.evaluations.linear_probe:LinearProbe",
     "logistic": "adpe.evaluations.logistic:LogisticProbe",
-    "multi_label_probe": "adpe.evaluations.multi_label_recognition:MultiLabelProbe",
+    "multi_label_probe": "adpe.evaluations.multi_label_probe:MultiLabelProbe",
     "positions": "adpe.evaluations.positions:Positions",
 }

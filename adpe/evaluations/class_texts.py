@@ -177,8 +177,8 @@ class TableText:
         missing = [name for name in names if name not in found]
         if missing:
             raise UserError(
-                f"{self.checkpoint}: no vector of {len(missing)} of {len(names)} classes ({', '.join(missing[:8])}); it "
-                f"has {', '.join(sorted(map(str, found))[:8])}. Vectors are found by the class names of the data."
+                f"{self.checkpoint}: no vector of {len(missing)} of {len(names)} classes ({', '.join(missing[:8])}); "
+                f"it has {', '.join(sorted(map(str, found))[:8])}. Vectors are found by the class names of the data."
             )
         vectors = {name: found[name] for name in names}
         joint = self.joint or next((v.numel() for v in vectors.values() if isinstance(v, Tensor)), 0)
@@ -261,8 +261,8 @@ def _clip_state(path: str) -> dict[str, Tensor]:
     lacking = [name for name in (*needed, "transformer.resblocks.0.attn.in_proj_weight") if name not in state]
     if lacking:
         raise UserError(
-            f"{path}: no text side of CLIP, {', '.join(lacking)} is missing. Expected a state dict with OpenAI's names, "
-            f"as CLIP and open_clip write; it has {', '.join(list(found)[:4]) or 'nothing'}."
+            f"{path}: no text side of CLIP, {', '.join(lacking)} is missing. Expected a state dict with OpenAI's "
+            f"names, as CLIP and open_clip write; it has {', '.join(list(found)[:4]) or 'nothing'}."
         )
     return state
 

@@ -60,7 +60,7 @@ def test_clip_from_a_file_gives_the_recorded_features(name: str, form: str, tmp_
         texts.prompts.ctx_pos.copy_(data["param.prompt_learner.ctx_pos"])
         texts.prompts.ctx_neg.copy_(data["param.prompt_learner.ctx_neg"])
     wanted = data["output.text_features"]
-    assert float((texts() - wanted).abs().max()) < 1e-5 * float(wanted.abs().max())
+    assert float((texts().detach() - wanted).abs().max()) < 1e-5 * float(wanted.abs().max())
     assert {name for name, p in texts.named_parameters() if p.requires_grad} == {"prompts.ctx_neg", "prompts.ctx_pos"}
 
 
@@ -73,7 +73,7 @@ def test_tokens_of_names_are_the_recorded_ones() -> None:
 
 @pytest.mark.parametrize(("change", "words"), [
     (lambda s: s.pop("text_projection"), "text_projection"),
-    (lambda s: s.update(positional_embedding=torch.zeros(9, 24)), r"positional_embedding is \(9, 24\), expected \(9, 16"),
+    (lambda s: s.update(positional_embedding=torch.zeros(9, 24)), r"positional_embedding is \(9, 24\)"),
     (lambda s: s.update({"ln_final.weight": torch.zeros(8)}), r"ln_final\.weight"),
     (lambda s: s.update({"token_embedding.weight": torch.zeros(100, 16)}), "100 rows"),
     (lambda s: s.pop("transformer.resblocks.1.ln_2.bias"), r"resblocks\.1\.ln_2\.bias"),
@@ -91,7 +91,9 @@ def test_prompts_that_are_too_long_and_heads_that_are_not_said(tmp_path: Path) -
     path = tmp_path / "clip.safetensors"
     save_file(clip_state(recorded("prompts_generic")[0]), path)
     with pytest.raises(UserError, match=r"contexts = 6: the prompt of 'traffic light' has 11 tokens.*takes 9"):
-        text_side({"type": "clip", "checkpoint": str(path), "contexts": 6, "heads": 2}).build(["cat", "traffic light"], 1, 0)
+        text_side({"type": "clip", "checkpoint": str(path), "contexts": 6, "heads": 2}).build(
+            ["cat", "traffic light"], 1, 0
+        )
     with pytest.raises(UserError, match=r"text\.heads"):
         text_side({"type": "clip", "checkpoint": str(path), "contexts": 4}).build(["cat"], 1, 0)
     with pytest.raises(UserError, match=r"nothing\.pt"):

@@ -122,7 +122,7 @@ class _AveragePrecision:
 
 
 class _RankedPrecision:
-    """mAP in percent of classes that have a positive; unknown labels are left out, an image drawn twice counts twice."""
+    """mAP in percent of classes that have a positive, without unknown labels; an image drawn twice counts twice."""
 
     def __init__(self, scores: np.ndarray, targets: np.ndarray) -> None:
         self.images = len(scores)
