@@ -116,6 +116,7 @@ def test_prompts_before_a_random_text_side_learn(squares: Path, tmp_path: Path) 
     assert again["metrics"] == found["metrics"] and again["fingerprint"] == found["fingerprint"]
 
 
+@pytest.mark.slow(40)
 def test_the_controls_are_other_protocols(squares: Path, tmp_path: Path) -> None:
     few = [*TABLE, "evaluation.epochs=3"]
     plain = run(squares, tmp_path / "a", DUAL, *few)
@@ -128,6 +129,7 @@ def test_the_controls_are_other_protocols(squares: Path, tmp_path: Path) -> None
     assert uniform["weight_of_the_mean_region"] == pytest.approx(1 / 37)
 
 
+@pytest.mark.slow(25)
 @pytest.mark.parametrize("name", [DUAL, LINEAR])
 def test_a_stopped_training_resumes_and_ends_alike(name: str, squares: Path, tmp_path: Path, monkeypatch: Any) -> None:
     options = ["evaluation.epochs=4", *(TABLE if name == DUAL else ["pool=avg"])]
@@ -153,6 +155,7 @@ def test_a_stopped_training_resumes_and_ends_alike(name: str, squares: Path, tmp
     assert torch.load(tmp_path / "stopped" / "probe.pt", weights_only=True)["key"] != first["key"]
 
 
+@pytest.mark.slow(15)
 def test_several_encoders_in_one_table(squares: Path, tmp_path: Path, capsys: Any) -> None:
     """Of `tools/evaluate.py`, on the linear probe alone."""
     files = []
