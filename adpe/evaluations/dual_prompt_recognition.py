@@ -137,28 +137,27 @@ class DualPromptRecognition(MultiLabelEvaluation):
         check_batch(self.batch_size, len(data["train"]))
 
     def run(self, subject: Subject) -> Result:
-        targets, dataset, width = (
-            self.training_targets(subject),
-            subject.dataset("val"),
-            subject.model.backbone.embed_dim,
-        )
+        targets, dataset = self.training_targets(subject), subject.dataset("val")
+        width = subject.model.backbone.embed_dim
         torch.manual_seed(subject.seed)
+        with torch.random.fork_rng():  # the same one beside every text side
+            linear = LinearLabels(width, len(dataset.classes))
         texts = self.text.build(dataset.classes, width, subject.seed)
         dual = DualPromptHead(width, texts, self.region_scale, self.logit_scale, self.weights, self.prompts)
-        heads = nn.ModuleDict({"dual": dual, "linear": LinearLabels(width, len(dataset.classes))}).to(subject.device)
+        heads = nn.ModuleDict({"dual": dual, "linear": linear}).to(subject.device)
         images, prefix = np.arange(len(targets)), subject.model.backbone.num_prefix_tokens
         data = TrainingTokens(subject, "train", images, self.batch_size, True, self.cached, targets)
         groups = [
             {"params": [p for p in texts.parameters() if p.requires_grad], "peak": self.lr},
             {"params": dual.projection.parameters(), "peak": self.projection_lr},
-            {"params": heads["linear"].parameters(), "peak": self.linear_lr},
+            {"params": linear.parameters(), "peak": self.linear_lr},
         ]
         optimizer = torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
 
         def loss_of(tokens: Tensor, labels: Tensor) -> Tensor:
             patches = tokens[:, prefix:]
             # Their parameters are their own: the sum trains each as if it were alone.
-            pair = dual(patches)[0], heads["linear"](patches.mean(dim=1))
+            pair = dual(patches)[0], linear(patches.mean(dim=1))
             focus = (self.gamma_neg, self.gamma_pos, self.clip)
             return self.loss_weight * torch.stack([asymmetric_loss(one, labels, *focus) for one in pair]).sum()
 

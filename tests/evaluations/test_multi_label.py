@@ -116,6 +116,15 @@ def test_prompts_before_a_random_text_side_learn(squares: Path, tmp_path: Path) 
     assert again["metrics"] == found["metrics"] and again["fingerprint"] == found["fingerprint"]
 
 
+@pytest.mark.slow(20)
+def test_augmented_images_keep_their_labels(squares: Path, tmp_path: Path) -> None:
+    """As the full recipe has it: nothing is kept, and every pass draws anew."""
+    augmented = ["evaluation.cached=False", "train_dataloader.dataset.cutout=0.3", "evaluation.epochs=8"]
+    record = run(squares, tmp_path, DUAL, *TABLE, *augmented, "known=1.0")
+    assert record["metrics"]["mAP"] > 80
+    assert record["protocol"]["facts"]["augmented"] is True
+
+
 @pytest.mark.slow(40)
 def test_the_controls_are_other_protocols(squares: Path, tmp_path: Path) -> None:
     few = [*TABLE, "evaluation.epochs=3"]
