@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -49,9 +49,6 @@ class AdPEClassificationDataset(Dataset):
         on_corrupt: str = "skip",
         cache_dir: str | os.PathLike[str] | None = None,
     ) -> None:
-        require("timm", "requirements/runtime.txt")
-        from timm.data import create_transform
-
         self.images = ImageSource(source, split=split, on_corrupt=on_corrupt, cache_dir=cache_dir)
         self.classes = tuple(self.images.classes)
         self._labels = self.images.labels
@@ -70,10 +67,7 @@ class AdPEClassificationDataset(Dataset):
         if limit is not None and (not isinstance(limit, int) or limit < 1):
             raise UserError(f"limit={limit!r}: expected a positive number of images, or None for all.")
         self.chosen = spaced(len(self.images), limit)
-        try:
-            self.transform = create_transform(**{"no_aug": False, **(transform or {})})
-        except (TypeError, AssertionError, KeyError) as error:
-            raise UserError(f"transform {transform}: timm.data.create_transform says: {error}") from None
+        self.transform = timm_transform(transform or {})
 
     @property
     def metainfo(self) -> dict[str, Any]:
@@ -113,6 +107,21 @@ class AdPEClassificationDataset(Dataset):
             "inputs": self.transform(self.shown(image, delivered, label)),
             "data_samples": {"img_path": path, "index": delivered, "label": label},
         }
+
+
+def timm_transform(options: Mapping[str, Any]) -> Any:
+    """What ``timm.data.create_transform`` makes of its options.
+
+    Raises:
+        UserError: for those that it does not take.
+    """
+    require("timm", "requirements/runtime.txt")
+    from timm.data import create_transform
+
+    try:
+        return create_transform(**{"no_aug": False, **options})
+    except (TypeError, AssertionError, KeyError) as error:
+        raise UserError(f"transform {dict(options)}: timm.data.create_transform says: {error}") from None
 
 
 def spaced(count: int, limit: int | None) -> list[int]:

@@ -34,7 +34,7 @@ _TOP_LEVEL = {
 # Modules that configs of earlier versions import, to where they are now.
 _MOVED = {
     "adpe.engine.detection_heads": "adpe.transfer.detection_heads",
-    "adpe.evaluations.probe_transforms": "adpe.data.views.probe_transforms",
+    "adpe.data.views.probe_transforms": "adpe.data.views.probe_transforms",
 }
 _SCOPE_PACKAGES = {"mmseg": ("mmcv", "mmseg"), "mmdet": ("mmcv", "mmdet"), "mmpretrain": ("mmcv", "mmpretrain")}
 

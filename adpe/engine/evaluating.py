@@ -24,7 +24,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from adpe.data.classification import AdPEClassificationDataset
 from adpe.engine.config import check_files, read_config
 from adpe.engine.hooks.recording import Run, config_sha256, make_record, write_record
 from adpe.engine.resolved_protocol import compared, describe_evaluation, swept_paths, task_protocol
@@ -127,7 +126,7 @@ def _match_classes(data: dict[str, Any]) -> None:
     """Labels mean the training images' classes in every data set, by name."""
     train = data["train"]
     for name, dataset in data.items():
-        if name == "train" or not isinstance(dataset, AdPEClassificationDataset):
+        if name == "train" or not hasattr(dataset, "match_classes"):
             continue
         if dataset.classes != tuple(train.classes):
             dataset.match_classes(train.classes)

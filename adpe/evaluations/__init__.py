@@ -3,6 +3,7 @@
 EVALUATIONS = {
     "attentive_probe": "adpe.evaluations.attentive_probe:AttentiveProbe",
     "backdoor": "adpe.evaluations.robustness:BackdoorRobustness",
+    "dual_prompts": "adpe.evaluations.multi_label.dual_prompt_recognition:DualPromptRecognition",
     "efficient_probe": "adpe.evaluations.attentive_probe:EfficientProbing",
     "knn": "adpe.evaluations.knn:KNN",
     "knn_layers": "adpe.evaluations.knn:LayerKNN",
@@ -10,5 +11,6 @@ EVALUATIONS = {
     "linear_probe": "adpe.evaluations.linear_probe:LinearProbe",
     "logistic": "adpe.evaluations.logistic:LogisticProbe",
     "shortcut": "adpe.evaluations.shortcut:Shortcut",
+    "multi_label_probe": "adpe.evaluations.multi_label.probe:MultiLabelProbe",
     "positions": "adpe.evaluations.positions:Positions",
 }

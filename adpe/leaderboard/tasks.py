@@ -76,6 +76,15 @@ METRICS: dict[str, Metric] = {
     "top1_no_cue": Metric("top-1, misleading cue"),
     "top1_no_border": Metric("top-1, no cue"),
     "shortcut": Metric("shortcut", unit="points", higher_is_better=False),
+    "mAP": Metric("mAP"),
+    "mAP_micro": Metric("AP over all decisions"),
+    "CF1": Metric("F1 by class"),
+    "OF1": Metric("overall F1"),
+    "linear_mAP": Metric("mAP, linear head"),
+    "linear_CF1": Metric("F1 by class, linear head"),
+    "linear_OF1": Metric("overall F1, linear head"),
+    # Not called mAP: below 0 that means undefined.
+    "over_linear": Metric("mAP over the linear head"),
     "loss": Metric("loss", unit="", higher_is_better=False, digits=4),
 }
 # In the order of the tables.
@@ -88,6 +97,7 @@ TASKS: dict[str, Task] = {
         ("blocked_asr", "asr", "asr_clean", "clean_top1", "blocked_clean_top1"), "Backdoor Robustness", published=False
     ),
     "shortcut": Task(("top1_no_cue", "top1_cue", "shortcut", "top1_no_border"), "Shortcut", published=False),
+    "multilabel": Task(("mAP", "linear_mAP", "over_linear", "CF1", "OF1"), "Multi-Label Classification"),
     "pretrain": Task(("loss",), "Self-Supervised Image Classification", published=False),
 }
 

@@ -46,7 +46,8 @@ FROZEN = (
     "configs/imagenet_attentive_vitb.py", "configs/imagenet_ep_vitb.py", "configs/imagenet_knn_vitb.py",
     "configs/cifar10_backdoor.py", "configs/cifar10_backdoor_finetuned.py",
     "configs/cifar10_logistic.py", "configs/imagenet_lowshot_vitb.py",
-    "configs/imagenet_positions_vitb.py",
+    "configs/imagenet_positions_vitb.py", "configs/coco_multilabel_vitb.py", "configs/scenes_multilabel.py",
+    "configs/scenes_multilabel_linear.py",
 )  # fmt: skip
 
 # Built around the codes of a trained tokenizer; tests/methods/test_image_sequences.py builds it.

@@ -19,7 +19,7 @@ from adpe.engine.config import read_config
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = known_configs()
 ADE20K = ["configs/ade20k_upernet_vitb.py", "configs/ade20k_upernet_vitl.py"]
-COCO = [name for name in CONFIGS if name.startswith("configs/coco_")]
+COCO = [name for name in CONFIGS if name.startswith("configs/coco_") and "maskrcnn" in name]
 CASCADE = [name for name in COCO if "cascade" in name]
 EPOCH_LENGTH = 6
 

@@ -94,16 +94,18 @@ class TrainingTokens:
         final_norm: of :func:`tokens_of`.
         cached: keep the tokens in half precision (N x tokens x D x 2 bytes of memory), for images that are not
             augmented.
+        labels: ``(images, ...)`` in place of the data's own, in its order.
 
     Raises:
         UserError: for fewer images than a batch, or kept tokens of images that are transformed at random.
     """
 
     def __init__(
-        self, subject: Subject, name: str, indices: np.ndarray, batch_size: int, final_norm: bool, cached: bool
-    ) -> None:
+        self, subject: Subject, name: str, indices: np.ndarray, batch_size: int, final_norm: bool, cached: bool,
+        labels: Tensor | None = None,
+    ) -> None:  # fmt: skip
         self.subject, self.name, self.indices, self.batch_size = subject, name, np.asarray(indices), batch_size
-        self.final_norm = final_norm
+        self.final_norm, self.labels = final_norm, labels
         self.steps = len(self.indices) // batch_size
         if not self.steps:
             raise UserError(
@@ -117,7 +119,7 @@ class TrainingTokens:
                     "once. Set evaluation.cached=False, or a transform without is_training."
                 )
             parts = [
-                (tokens_of(subject.model, images, final_norm).half().cpu(), samples["label"])
+                (tokens_of(subject.model, images, final_norm).half().cpu(), self._labels(samples))
                 for images, samples in subject.batches(name)
             ]
             tokens, labels = (torch.cat(columns) for columns in zip(*parts, strict=True))
@@ -125,7 +127,7 @@ class TrainingTokens:
             subject.log(f"tokens of {len(self.indices)} images of {name} kept")
 
     def passing(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Tokens ``(B, K + N, D)`` float32 and labels ``(B,)`` of pass `number`, on the device."""
+        """Tokens ``(B, K + N, D)`` float32 and labels ``(B, ...)`` of pass `number`, on the device."""
         device = self.subject.device
         order = np.random.default_rng([self.subject.seed, number]).permutation(len(self.indices))
         order = order[: self.steps * self.batch_size]
@@ -138,4 +140,7 @@ class TrainingTokens:
         workers = self.subject.loaders[self.name].num_workers
         for batch in DataLoader(dataset, self.batch_size, sampler=places, num_workers=workers, pin_memory=True):
             images = batch["inputs"].to(device, non_blocking=True)
-            yield tokens_of(self.subject.model, images, self.final_norm), batch["data_samples"]["label"].to(device)
+            yield tokens_of(self.subject.model, images, self.final_norm), self._labels(batch["data_samples"]).to(device)
+
+    def _labels(self, samples: Mapping[str, Any]) -> Tensor:
+        return samples["label"] if self.labels is None else self.labels[samples["index"]]

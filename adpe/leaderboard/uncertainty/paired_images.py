@@ -31,7 +31,7 @@ def read_per_image(path: str | Path) -> dict[str, np.ndarray]:
         raise UserError(f"{path}: the file of per-image statistics that the record names does not exist.") from None
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} cannot be read as per-image statistics: {error}") from None
-    if "images" not in arrays or not {"intersection", "bbox/score", "segm/score", "rank"} & set(arrays):
+    if "images" not in arrays or not {"intersection", "bbox/score", "segm/score", "rank", "targets"} & set(arrays):
         raise UserError(f"{path} holds no per-image statistics (arrays: {', '.join(arrays) or 'none'}).")
     return arrays
 
@@ -46,6 +46,8 @@ def metrics_of(arrays: dict[str, np.ndarray], images: np.ndarray) -> dict[str, M
     if "rank" in arrays:
         correct = 100.0 * (arrays["rank"][order] == 0)
         return {"top1": lambda drawn: float(correct[drawn].mean())}
+    if "targets" in arrays:
+        return {"mAP": _RankedPrecision(arrays["scores"][order], arrays["targets"][order])}
     kinds = [kind for kind in ("bbox", "segm") if f"{kind}/score" in arrays]
     return {f"{kind}_mAP": _AveragePrecision(arrays, kind, order) for kind in kinds}
 
@@ -116,4 +118,25 @@ class _AveragePrecision:
             for recall, row in zip(hits / number, precision, strict=True):
                 at = np.searchsorted(recall, _RECALLS, side="left")
                 values.append(float(np.append(row, 0.0)[at].mean()))
+        return 100.0 * float(np.mean(values)) if values else float("nan")
+
+
+class _RankedPrecision:
+    """mAP in percent of classes that have a positive, without unknown labels; an image drawn twice counts twice."""
+
+    def __init__(self, scores: np.ndarray, targets: np.ndarray) -> None:
+        self.images = len(scores)
+        self.by_class = []
+        for label in range(scores.shape[1]):
+            known = np.flatnonzero(targets[:, label] >= 0)
+            order = known[np.argsort(-scores[known, label], kind="stable")]
+            self.by_class.append((order, targets[order, label] == 1))
+
+    def __call__(self, drawn: np.ndarray) -> float:
+        times = np.bincount(drawn, minlength=self.images)
+        values = []
+        for order, positive in self.by_class:
+            hits = np.repeat(positive, times[order])
+            if hits.any():
+                values.append(float((hits.cumsum() / np.arange(1, len(hits) + 1))[hits].mean()))
         return 100.0 * float(np.mean(values)) if values else float("nan")

@@ -17,7 +17,7 @@ from adpe.evaluations.heads.dual_prompts import (
     probabilities,
     region_maps,
 )
-from adpe.evaluations.multi_label import ranked_precision, top_k_scores
+from adpe.evaluations.multi_label.metrics import ranked_precision, top_k_scores
 from adpe.parity.cases import CaseResult, GoldenCase, compare_gradients, largest_error, relative_error
 
 

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from adpe.data.views import multiband
 from adpe.data.views.multiband import Crop, MultiBandViews, SensorDrop, ViewDraw
 from adpe.errors import UserError
-from adpe.evaluations.multi_label import micro_and_macro
+from adpe.evaluations.multi_label.metrics import micro_and_macro
 from adpe.methods.self_distillation.dino import teacher_temperature
 from adpe.methods.self_distillation.dino_method import DINO
 from adpe.models.vit import VisionTransformer
 from adpe.parity.cases import CaseResult, GoldenCase, compare_gradients, largest_error, relative_error
 from adpe.parity.self_distillation.selfpatch import without_key_bias
-from adpe.parity.self_distillation.training_steps import compare_runs
+from adpe.parity.self_distillation.training_steps.training_steps.training_steps import compare_runs
 
 _FREQUENCY = 0.02
 

@@ -33,7 +33,7 @@ def ranked_precision(scores: np.ndarray, targets: np.ndarray, empty_classes: str
 
     Args:
         scores: ``(N, C)``; equal ones keep the images' order.
-        targets: 1 for positives, 0 for the others.
+        targets: 1 for positives, 0 for the others, -1 for unknown ones, which are left out.
         empty_classes: "skip" leaves classes without a positive out of the mean, "zero" counts them as 0 (DualCoOp's
             reference).
 
@@ -42,7 +42,8 @@ def ranked_precision(scores: np.ndarray, targets: np.ndarray, empty_classes: str
     """
     values = []
     for label in range(targets.shape[1]):
-        order = np.argsort(-scores[:, label], kind="stable")
+        known = np.flatnonzero(targets[:, label] >= 0)
+        order = known[np.argsort(-scores[known, label], kind="stable")]
         hits = targets[order, label] == 1
         precision = hits.cumsum() / np.arange(1, len(hits) + 1)
         values.append(float((precision * hits).sum() / (hits.sum() + 1e-8)))
@@ -59,12 +60,28 @@ def top_k_scores(scores: np.ndarray, targets: np.ndarray, k: int = 3) -> tuple[f
     return _overall(predicted, targets == 1)
 
 
-def threshold_scores(scores: np.ndarray, targets: np.ndarray, threshold: float = 0.5) -> dict[str, float]:
-    """``CP``, ``CR``, ``CF1`` (means over classes) and ``OP``, ``OR``, ``OF1`` (overall) in percent."""
-    predicted, true = scores > threshold, targets == 1
+def threshold_scores(
+    scores: np.ndarray, targets: np.ndarray, threshold: float = 0.5, empty_classes: str = "skip"
+) -> dict[str, float]:
+    """Precision, recall and F1 at a threshold, in percent.
+
+    Args:
+        scores: ``(N, C)``.
+        targets: 1, 0, and -1 for unknown ones, which are left out.
+        threshold: above which a label is predicted.
+        empty_classes: as of :func:`ranked_precision`, of the means over classes.
+
+    Returns:
+        ``CP`` and ``CR``, means over classes, in which one without a true positive counts 0, with ``CF1``, their
+        harmonic mean; and ``OP``, ``OR``, ``OF1`` of all decisions together.
+    """
+    predicted, true = (scores > threshold) & (targets >= 0), targets == 1
+    kept = true.any(axis=0) if empty_classes == "skip" else np.ones(true.shape[1], dtype=bool)
     both = (predicted & true).sum(axis=0)
-    precision = np.mean(both / np.maximum(predicted.sum(axis=0), 1))
-    recall = np.mean(both / np.maximum(true.sum(axis=0), 1))
+    precision, recall = (
+        float(np.mean((both / np.maximum(chosen.sum(axis=0), 1))[kept])) if kept.any() else 0.0
+        for chosen in (predicted, true)
+    )
     overall = _overall(predicted, true)
     f1 = 2 * precision * recall / (precision + recall) if precision + recall else 0.0
     by_class = {"CP": 100.0 * float(precision), "CR": 100.0 * float(recall), "CF1": 100.0 * float(f1)}

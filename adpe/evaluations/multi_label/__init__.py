@@ -1,0 +1,1 @@
+"""Multi-label recognition on frozen features."""
