@@ -15,10 +15,12 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /opt/adpe
 ENV VENV=/opt/venv ADPE_CACHE=/opt/cache PATH=/opt/venv/bin:$PATH
-# What the set-up reads, so that other changes do not build the environment anew.
+# What the set-up reads, so that other changes do not build the environment anew. adpe.files takes a tree without configs/
+# for an installed package.
 COPY requirements requirements
 COPY tools/setup.sh tools/build_mmcv.py tools/
 COPY adpe/__init__.py adpe/doctor.py adpe/files.py adpe/
+COPY configs/README.md configs/
 COPY pyproject.toml setup.py README.md Makefile ./
 RUN PIP_NO_CACHE_DIR=1 PIP_EXTRA_INDEX_URL="$EXTRA_INDEX" TORCH_CUDA_ARCH_LIST="$CUDA_ARCHITECTURES" make setup \
     && rm -rf /opt/cache

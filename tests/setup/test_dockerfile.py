@@ -19,7 +19,7 @@ STEPS = [line.partition(" ")[::2] for line in TEXT.splitlines() if line and not 
 
 def test_instructions():
     assert [name for name, _ in STEPS if name in ("FROM", "RUN", "COPY", "CMD")] == [
-        "FROM", "RUN", "COPY", "COPY", "COPY", "COPY", "RUN", "COPY", "CMD",
+        "FROM", "RUN", "COPY", "COPY", "COPY", "COPY", "COPY", "RUN", "COPY", "CMD",
     ]  # fmt: skip
     assert {name for name, _ in STEPS} == {"ARG", "FROM", "RUN", "WORKDIR", "ENV", "COPY", "CMD"}
     for name, value in STEPS:
