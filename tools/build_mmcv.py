@@ -2,7 +2,8 @@
 
 The wheel is kept under ``<cache>/wheels/<torch>-<cpu, or CUDA and its architectures>-mmcv<version>-cp3XX-<machine>/``,
 where the cache is ``$ADPE_CACHE`` or ``~/.cache/adpe``: a wheel works with the torch it was compiled against and no
-other, which pip's own cache does not know. CUDA ops are built where torch sees a GPU and finds an nvcc of its own CUDA.
+other, which pip's own cache does not know. CUDA ops are built where torch finds an nvcc of its own CUDA and sees a GPU,
+or TORCH_CUDA_ARCH_LIST names the GPUs that they are for, such as "8.0;9.0" (in the build of an image, say).
 
 Usage: python tools/build_mmcv.py   (needs torch and requirements/build.txt)
 """
@@ -40,18 +41,21 @@ def pinned_mmcv() -> tuple[str, str]:
 
 def ops_kind() -> str:
     """``cpu``, or e.g. ``cu130_sm90`` where ops for the GPU can be built."""
-    if not torch.cuda.is_available():
+    asked = os.environ.get("TORCH_CUDA_ARCH_LIST", "")
+    if not torch.cuda.is_available() and not asked:
         return "cpu"
     nvcc = Path(cpp_extension.CUDA_HOME or "/nonexistent") / "bin/nvcc"
     wanted = torch.version.cuda
     if wanted is None or not nvcc.is_file():
-        print(f"note: a GPU but no nvcc, so only CPU ops: for CUDA ops install CUDA {wanted}'s toolkit, set CUDA_HOME.")
+        print(f"note: no nvcc, so only CPU ops: for CUDA ops install CUDA {wanted}'s toolkit, set CUDA_HOME.")
         return "cpu"
     found = re.search(r"release (\d+)\.", subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout)
     if found is None or found[1] != wanted.partition(".")[0]:
         print(f"note: {nvcc} is not of CUDA {wanted}, which torch was built with, so only CPU ops are built.")
         return "cpu"
-    architectures = sorted({torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count())})
+    # torch compiles for what is asked, whatever GPU is there.
+    seen = {torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count())}
+    architectures = sorted({(int(a), int(b)) for a, b in re.findall(r"(\d+)\.(\d+)", asked)} or seen)
     return f"cu{wanted.replace('.', '')}" + "".join(f"_sm{major}{minor}" for major, minor in architectures)
 
 
@@ -119,7 +123,8 @@ def main() -> None:
     name, version = pinned_mmcv()
     kind = ops_kind()
     python = f"cp{sys.version_info.major}{sys.version_info.minor}"
-    device = "cpu" if kind == "cpu" else "cuda"
+    # Without a GPU the CUDA ops are compiled, and tried on the CPU alone.
+    device = "cuda" if kind != "cpu" and torch.cuda.is_available() else "cpu"
     target = cache_folder() / "wheels" / f"{torch.__version__}-{kind}-mmcv{version}-{python}-{platform.machine()}"
     if install(target, device):
         print(f"mmcv's ops come from {target}")

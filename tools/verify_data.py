@@ -2,6 +2,7 @@
 """Check a data set before training on it: counts, labels, categories, every image decoded.
 
     python tools/verify_data.py ade20k data/ade/ADEChallengeData2016    # the 2016 scene parsing challenge
+    python tools/verify_data.py masks FOLDER        # {images,annotations}/{training,validation}, any classes
     python tools/verify_data.py coco data/coco                          # annotations/, train2017/, val2017/
     python tools/verify_data.py coco-like FOLDER    # instances_{training,validation}.json, images/{training,validation}
 
@@ -43,11 +44,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("dataset", choices=list(VERIFIERS))
     parser.add_argument("root", type=Path, metavar="ROOT", help="folder that has it")
     parser.add_argument("--quick", action="store_true", help="look at 48 images of each split instead of all")
+    parser.add_argument("--classes", metavar="FILE", help="for masks: a JSON list of the classes' names, or text "
+                        "with a name a line; default: the only classes*.json or classes*.txt in ROOT")  # fmt: skip
+    parser.add_argument("--zero-is-a-class", action="store_true", help="for masks: label 0 is the first class, not "
+                        "unlabelled (reduce_zero_label=False in a config)")  # fmt: skip
     parser.add_argument("--label-policy", choices=POLICIES, help="for coco and coco-like: which annotations are wrong")
     args = parser.parse_args(arguments)
-    if args.label_policy and args.dataset == "ade20k":
+    if args.label_policy and not args.dataset.startswith("coco"):
         parser.error("--label-policy is about COCO annotations: it goes with coco and coco-like.")
-    options = {"policy": args.label_policy} if args.label_policy else {}
+    if (args.classes or args.zero_is_a_class) and args.dataset != "masks":
+        parser.error("--classes and --zero-is-a-class go with masks.")
+    options: dict[str, Any] = {"policy": args.label_policy} if args.label_policy else {}
+    if args.dataset == "masks":
+        options = {"classes": args.classes, "reduce_zero_label": not args.zero_is_a_class}
     try:
         findings = VERIFIERS[args.dataset](args.root, args.quick, show_progress, **options)
     except UserError as error:

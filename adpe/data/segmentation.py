@@ -8,6 +8,7 @@ from typing import Any
 
 from mmengine.registry import DATASETS
 
+from adpe.data.checks.class_names import find_class_file, read_class_file
 from adpe.data.checks.inspection import PathLike, existing_folder, list_images
 from adpe.data.checks.layout import (
     check_label_maps,
@@ -28,13 +29,14 @@ class AdPESegmentationDataset(NamesFiles, BaseSegDataset):
     """`BaseSegDataset` that takes its classes from the data root and checks the layout when it is built.
 
     Items are mmseg's. With `reduce_zero_label` (as ADE20K has it) label 0 of a map becomes 255 = ignored and label
-    i + 1 becomes class i. The palette is mmseg's own for unknown classes, the same in every run.
+    i + 1 becomes class i. The palette is that of the file of classes if it has colours, else mmseg's own for unknown
+    classes, the same in every run.
 
     Args:
         data_root: folder with ``images/`` and ``annotations/``.
         data_prefix: folders of the images and the label maps below the root.
-        classes: the classes' names, or a JSON file with a list of them (absolute or below the root); by default from
-            the root, see `adpe.data.checks.layout.read_classes`. `metainfo["classes"]` goes before it.
+        classes: the classes' names, or a file of them (absolute or below the root); by default from the root, see
+            `adpe.data.checks.layout.read_classes`. `metainfo["classes"]` goes before it.
         reduce_zero_label: whether label 0 means unlabelled.
         metainfo: as in `BaseSegDataset`.
         img_suffix: end of the images' names; by default any of `adpe.data.sources.names.EXTENSIONS`. Other files in
@@ -71,6 +73,10 @@ class AdPESegmentationDataset(NamesFiles, BaseSegDataset):
                 seg_map_suffix=kwargs.get("seg_map_suffix", ".png"),
                 reduce_zero_label=reduce_zero_label,
             )
+            file = find_class_file(Path(data_root), classes)
+            palette = read_class_file(file).palette if file else ()
+            if palette:
+                metainfo.setdefault("palette", [list(colour) for colour in palette])
         super().__init__(
             data_root=str(data_root),
             data_prefix=data_prefix,

@@ -29,12 +29,12 @@ _TOP_LEVEL = {
     *inspect.signature(Runner.__init__).parameters,
     "activation_checkpointing", "compile", "custom_imports", "effective_batch", "efficient_conv_bn_eval",
     "evaluation", "find_unused_parameters", "model_wrapper_cfg", "precision", "record", "record_file", "runner_type",
-    "seed", "strategy", "sync_bn", "tta_model", "tta_pipeline",
+    "seed", "strategy", "sync_bn", "tracker", "tta_model", "tta_pipeline",
 } - {"self", "cfg"}  # fmt: skip
 # Modules that configs of earlier versions import, to where they are now.
 _MOVED = {
     "adpe.engine.detection_heads": "adpe.transfer.detection_heads",
-    "adpe.data.views.probe_transforms": "adpe.data.views.probe_transforms",
+    "adpe.evaluations.probe_transforms": "adpe.data.views.probe_transforms",
 }
 _SCOPE_PACKAGES = {"mmseg": ("mmcv", "mmseg"), "mmdet": ("mmcv", "mmdet"), "mmpretrain": ("mmcv", "mmpretrain")}
 

@@ -34,6 +34,7 @@ from adpe.engine.settings.device import fit_to_device
 from adpe.engine.settings.effective_batch import apply_effective_batch
 from adpe.engine.settings.precision import request_precision, settle_precision
 from adpe.engine.settings.start import settle_start
+from adpe.engine.trackers import complete_trackers
 from adpe.errors import EXIT_INTERRUPTED, EXIT_LOST, EXIT_MISTAKE, EXIT_PREEMPTED, UserError, print_error
 from adpe.evaluations.metrics.unrounded import use_unrounded_metrics
 from adpe.files import atomic_write
@@ -172,6 +173,7 @@ def train(args: argparse.Namespace) -> AdPERunner | dict[str, float]:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     request_precision(cfg, args.amp)
     complete_visualizer(cfg)
+    complete_trackers(cfg, _print_once)
     source = copy.deepcopy(cfg)
     seed = _find_resumed(cfg, args.resume)
     if seed is not None and seed != cfg.randomness.seed:

@@ -46,6 +46,7 @@ class Task:
         reported: the point that runs with every seed.
         sweep_seeds: of the other points.
         seeds: the only ones of the suite that this task runs with; all if empty.
+        methods: names of the only methods that it runs with; all if empty.
         images: of the published data in ``train`` and ``val``, which a claim's runs must have seen.
     """
 
@@ -58,6 +59,7 @@ class Task:
     cost: Cost | None = None
     images: Mapping[str, int] = field(default_factory=dict)
     seeds: tuple[int, ...] = ()
+    methods: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -247,7 +249,7 @@ def expand(
         for task, point in itertools.product(suite.tasks, task_points(suite)):
             if point not in task.points or (point != task.reported and seed not in task.sweep_seeds):
                 continue
-            if task.seeds and seed not in task.seeds:
+            if (task.seeds and seed not in task.seeds) or (task.methods and method.name not in task.methods):
                 continue
             needs = add_pretraining(method, seed)
             sweep = sweep_text(point)

@@ -1,6 +1,7 @@
 """Suites as YAML files: what is in one, and what is wrong with it.
 
-A suite is data, read by the safe loader; what runs are the configs it names, which are Python. For example::
+A suite is data, read by the safe loader; what runs are the configs it names, which are Python.
+`adpe.suites.schema` has the keys. For example::
 
     title: MAE and AdPE on ADE20K
     gpus: 8
@@ -34,7 +35,7 @@ import difflib
 import itertools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,17 +43,10 @@ from adpe.config_names import is_config, known_configs
 from adpe.errors import UserError
 from adpe.files import ROOT
 from adpe.leaderboard.published import read_published, read_yaml
+from adpe.suites import schema
 from adpe.suites.suite import Budget, Claim, Cost, Method, Suite, Task, slug
 
 FOLDER = ROOT / "benchmarks" / "suites"
-_KEYS = (
-    "title", "text", "gpus", "seeds", "pretraining_seeds", "shared_pretraining", "data", "methods", "tasks", "budgets",
-    "claims", "missing",
-)  # fmt: skip
-_METHOD_KEYS = ("name", "pretraining", "epochs", "checkpoint", "options", "transfer", "cost")
-_TASK_KEYS = ("name", "config", "options", "sweep", "reported", "sweep_seeds", "seeds", "cost", "images")
-_BUDGET_KEYS = ("seeds", "epochs", "pretraining", "tasks", "jobs")
-_CLAIM_KEYS = ("method", "task", "at", "reproduces", "tolerance", "tolerance_source", "note")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 +._-]*")
 
 
@@ -67,11 +61,11 @@ def read_suite(name: str | Path) -> Suite:
         known = sorted(file.stem for file in FOLDER.glob("*.yaml"))
         near = difflib.get_close_matches(str(name), known, 3, 0.4) or known
         raise UserError(f"suite {name} does not exist. There are: {', '.join(near)}; or give the path of a YAML file.")
-    content = _mapping(read_yaml(path), str(path), _KEYS)
+    content = _mapping(read_yaml(path), str(path), schema.SUITE)
     seeds = _seeds(content.get("seeds"), f"{path}: seeds")
     methods = tuple(_method(item, where) for item, where in _items(content, "methods", path))
-    tasks = tuple(_task(item, where, seeds) for item, where in _items(content, "tasks", path))
-    if not methods:
+    tasks = tuple(_task(item, where, seeds, [m.name for m in methods]) for item, where in _items(content, "tasks",
+    path)) if not methods:
         raise UserError(f"{path}: methods is missing; a suite needs at least one.")
     for kind, names in (("methods", [m.name for m in methods]), ("tasks", [t.name for t in tasks])):
         slugs = [slug(name) for name in names]
@@ -83,7 +77,7 @@ def read_suite(name: str | Path) -> Suite:
     claims = tuple(_claim(item, where, methods, tasks, rows) for item, where in _items(content, "claims", path))
     missing = []
     for item, where in _items(content, "missing", path):
-        _mapping(item, where, ("reproduces", "reason"))
+        _mapping(item, where, schema.MISSING)
         missing.append((_choice(item.get("reproduces"), rows, f"{where}: reproduces"), _text(item, "reason", where)))
     gpus = content.get("gpus", 1)
     if not isinstance(gpus, int) or isinstance(gpus, bool) or gpus < 1:
@@ -109,7 +103,7 @@ def read_suite(name: str | Path) -> Suite:
     )
 
 
-def _mapping(value: Any, where: str, known: Sequence[str] | None) -> dict[str, Any]:
+def _mapping(value: Any, where: str, known: Collection[str] | None) -> dict[str, Any]:
     """A mapping whose keys are among `known`; None allows any."""
     if not isinstance(value, dict):
         raise UserError(f"{where}: expected a mapping, found {type(value).__name__}.")
@@ -171,7 +165,7 @@ def _options(item: Mapping[str, Any], key: str, where: str) -> dict[str, Any]:
 def _cost(item: Mapping[str, Any], where: str) -> Cost | None:
     if item.get("cost") is None:
         return None
-    value = _mapping(item["cost"], f"{where}: cost", ("gpu_hours", "gpu", "source"))
+    value = _mapping(item["cost"], f"{where}: cost", schema.COST)
     return Cost(_positive(value.get("gpu_hours"), f"{where}: cost.gpu_hours"), _text(value, "gpu", f"{where}: cost"),
                 _text(value, "source", f"{where}: cost"))  # fmt: skip
 
@@ -187,7 +181,7 @@ def _positive(value: Any, where: str) -> float:
 
 
 def _method(item: Any, where: str) -> Method:
-    _mapping(item, where, _METHOD_KEYS)
+    _mapping(item, where, schema.METHOD)
     if item.get("pretraining") is not None and item.get("checkpoint") is not None:
         raise UserError(f"{where}: pretraining and checkpoint exclude each other.")
     pretraining = item.get("pretraining")
@@ -202,8 +196,8 @@ def _method(item: Any, where: str) -> Method:
     )
 
 
-def _task(item: Any, where: str, seeds: tuple[int, ...]) -> Task:
-    _mapping(item, where, _TASK_KEYS)
+def _task(item: Any, where: str, seeds: tuple[int, ...], methods: Sequence[str]) -> Task:
+    _mapping(item, where, schema.TASK)
     # YAML 1.1 reads 5e-5 as text.
     sweep = _options(item, "sweep", where)
     values = {}
@@ -213,7 +207,7 @@ def _task(item: Any, where: str, seeds: tuple[int, ...]) -> Task:
         values[name] = [_positive(point, f"{where}: sweep.{name}") for point in points]
     points = tuple(dict(zip(values, combination, strict=True)) for combination in itertools.product(*values.values()))
     reported = _point(item, "reported", where)
-    if sweep and reported not in points:
+    if (sweep or reported) and reported not in points:
         raise UserError(f"{where}: reported {item.get('reported')!r} is no point of the sweep.")
     chosen = item.get("sweep_seeds")
     sweep_seeds = seeds if chosen is None else _seeds(chosen, f"{where}: sweep_seeds")
@@ -232,11 +226,19 @@ def _task(item: Any, where: str, seeds: tuple[int, ...]) -> Task:
         _cost(item, where),
         _images(item, where),
         own,
+        tuple(_only(item, "methods", methods, where)),
     )
 
 
+def _only(item: Mapping[str, Any], key: str, known: Sequence[str], where: str) -> list[str]:
+    value = item.get(key) or []
+    if not isinstance(value, list):
+        raise UserError(f"{where}: {key} must be a list, found {value!r}.")
+    return [_choice(name, {one: one for one in known}, f"{where}: {key}") for name in value]
+
+
 def _budget(item: Any, where: str, tasks: Sequence[Task]) -> Budget:
-    _mapping(item, where, _BUDGET_KEYS)
+    _mapping(item, where, schema.BUDGET)
     chosen = item.get("tasks")
     if chosen is not None:
         _mapping(chosen, f"{where}: tasks", [task.name for task in tasks])
@@ -251,7 +253,7 @@ def _budget(item: Any, where: str, tasks: Sequence[Task]) -> Budget:
 
 
 def _images(item: Mapping[str, Any], where: str) -> dict[str, int]:
-    counts = _mapping(item.get("images") or {}, f"{where}: images", ("train", "val"))
+    counts = _mapping(item.get("images") or {}, f"{where}: images", schema.IMAGES)
     return {part: int(_positive(count, f"{where}: images.{part}")) for part, count in counts.items()}
 
 
@@ -269,7 +271,7 @@ def _choice(value: Any, known: Mapping[str, Any], where: str) -> Any:
 def _claim(
     item: Any, where: str, methods: Sequence[Method], tasks: Sequence[Task], rows: Mapping[str, Mapping[str, Any]]
 ) -> Claim:
-    _mapping(item, where, _CLAIM_KEYS)
+    _mapping(item, where, schema.CLAIM)
     method = _choice(item.get("method"), {m.name: m for m in methods}, f"{where}: method")
     task = _choice(item.get("task"), {t.name: t for t in tasks}, f"{where}: task")
     published = _choice(item.get("reproduces"), rows, f"{where}: reproduces")
@@ -287,6 +289,5 @@ def _claim(
 def _data(value: Any, where: str) -> Mapping[str, int] | None:
     if value is None:
         return None
-    keys = ("train", "val", "unlabelled", "size")
-    scenes = _mapping(_mapping(value, where, ("scenes",)).get("scenes"), f"{where}.scenes", keys)
-    return {key: int(_positive(scenes.get(key), f"{where}.scenes.{key}")) for key in keys}
+    scenes = _mapping(_mapping(value, where, schema.DATA).get("scenes"), f"{where}.scenes", schema.SCENES)
+    return {key: int(_positive(scenes.get(key), f"{where}.scenes.{key}")) for key in schema.SCENES}

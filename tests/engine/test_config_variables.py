@@ -65,6 +65,17 @@ def test_variables_of_a_child_take_effect(base: Path) -> None:
     assert (read_config(grandchild).model.width, read_config(grandchild).optim_wrapper.optimizer.lr) == (12, 1e-5)
 
 
+def test_a_dict_that_a_child_changes_keeps_following_the_childs_variables(base: Path) -> None:
+    """Validation and test must not stay on the base's data while training moves to the child's."""
+    base.write_text(BASE.replace("batch_size=1)", "batch_size=1, dataset=dict(type='A', size=size, twice=2 * size))"))
+    text = "size = 5\ntrain_dataloader = dict(batch_size=2)\nval_dataloader = dict(dataset=dict(type='B'))"
+    for options, size in (({}, 5), ({"size": 7}, 7)):
+        cfg = read_config(child(base, text), options)
+        assert cfg.train_dataloader.dataset.pipeline[1]["size"] == (size, size)
+        for loader in (cfg.val_dataloader, cfg.test_dataloader):
+            assert loader.to_dict() == {"batch_size": 1, "dataset": {"type": "B", "size": size, "twice": 2 * size}}
+
+
 def test_what_a_child_computes_from_a_variable_follows_its_own_child(base: Path) -> None:
     middle = child(base, "epochs = 100\nsize = epochs // 20", "middle.py")
     assert read_config(middle).model.width == 10

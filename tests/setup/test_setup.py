@@ -79,6 +79,9 @@ def test_every_requirement_is_pinned_once():
     names = [package for file in FILES for package in pins(file)]
     assert len(names) == len(set(names)) > 100
     assert pins("runtime")["torch"] == "2.11.0"
+    everywhere = {package: version for file in FILES for package, version in pins(file).items()}
+    site = pins("docs")
+    assert {package: everywhere.get(package, version) for package, version in site.items()} == site
     assert "opencv-python" not in names
 
 

@@ -6,14 +6,13 @@ Every check raises `UserError` with what was found, what was expected and what t
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from adpe.data.checks.class_names import checked_names, find_class_file, read_class_file
 from adpe.data.checks.coco import CheckedCoco, checked_coco
 from adpe.data.checks.inspection import (
     PathLike,
@@ -25,7 +24,6 @@ from adpe.data.checks.inspection import (
     files_below,
     first,
     list_images,
-    read_json,
     read_label_map,
     sample,
     size_of,
@@ -196,9 +194,10 @@ def read_classes(
 
     Args:
         root: the data root.
-        classes: the names, or a JSON file (absolute, or below the root) with a list of them. By default the only file
-            ``classes*.json`` in the root. Without one, all label maps are read, the largest label gives the number,
-            and the classes are called ``class_1``, ``class_2`` ... after their labels, which is said in a printed line.
+        classes: the names, or a file of them (absolute, or below the root): a JSON list, or text with a name a line;
+            see `adpe.data.checks.class_names`. By default the only ``classes*.json`` or ``classes*.txt`` in the root.
+            Without one, all label maps are read, the largest label gives the number, and the classes are called
+            ``class_1``, ``class_2`` ... after their labels, which is said in a printed line.
         annotations: folder of the label maps (absolute, or below the root), with any folders in it.
         seg_map_suffix: end of the label maps' names.
         reduce_zero_label: whether label 0 means unlabelled.
@@ -208,26 +207,12 @@ def read_classes(
     """
     root = existing_root(root)
     check_not_full_ade20k(root)
-    if classes is None:
-        files = sorted(root.glob("classes*.json"))
-        if len(files) > 1:
-            raise UserError(
-                f"{root}: found {', '.join(path.name for path in files)}, expected one. Name it with classes=..."
-            )
-        if not files:
-            return _infer_classes(root, existing_folder(root / annotations), seg_map_suffix, reduce_zero_label)
-        classes = files[0].name
-    where = "classes"
-    names: Any = classes
-    if isinstance(classes, str | os.PathLike):
-        path = root / classes
-        where, names = str(path), read_json(path)
-    if not isinstance(names, list | tuple) or not names or not all(isinstance(name, str) for name in names):
-        raise UserError(f'{where}: expected a list of the classes\' names, such as ["wall", "building"].')
-    repeated = [name for name, count in Counter(names).items() if count > 1]
-    if repeated:
-        raise UserError(f"{where}: {first(repeated)} repeated. Give each class its own name.")
-    return tuple(names)
+    if classes is not None and not isinstance(classes, str | os.PathLike):
+        return checked_names(classes, "classes")
+    file = find_class_file(root, classes)
+    if file is None:
+        return _infer_classes(root, existing_folder(root / annotations), seg_map_suffix, reduce_zero_label)
+    return read_class_file(file).names
 
 
 def check_coco_root(

@@ -28,7 +28,14 @@ from adpe.data.checks.inspection import (
     sample,
     size_of,
 )
-from adpe.data.checks.layout import IGNORE_LABEL, SPLITS, check_coco_images, check_not_full_ade20k, label_map_name
+from adpe.data.checks.layout import (
+    IGNORE_LABEL,
+    SPLITS,
+    check_coco_images,
+    check_not_full_ade20k,
+    label_map_name,
+    read_classes,
+)
 from adpe.data.sources.pixels import CorruptImageError, Size, decode_image
 from adpe.errors import UserError, told
 
@@ -74,18 +81,50 @@ def verify_ade20k(root: PathLike, quick: bool = False, track: Track = untracked)
     check_not_full_ade20k(root)
     findings = []
     for split in SPLITS:
-        folder, maps = root / "images" / split, root / "annotations" / split
-        images = list_images(folder, ".jpg")
+        images = list_images(root / "images" / split, ".jpg")
         findings.append(_count(f"{split}: images", len(images), ADE20K_IMAGES[split]))
-        pairs = [(image, maps / label_map_name(image, folder, ".jpg", ".png")) for image in images]
-        lacking = set(absent([label_map for _, label_map in pairs]))
-        findings.append(_none(f"{split}: images without label map", [i.name for i, m in pairs if m in lacking]))
-        spare = set(files_below(maps)) - {label_map for _, label_map in pairs}
-        findings.append(_none(f"{split}: label maps without image", [path.name for path in sorted(spare)]))
-        there = [pair for pair in pairs if pair[1] not in lacking]
-        chosen = sample(there) if quick else there
-        faults = _each(_label_map_fault, chosen, track, split)
-        findings.append(_faults(f"{split}: images and label maps", faults, len(chosen)))
+        findings += _label_maps(root, split, images, ADE20K_CLASSES, quick, track)[0]
+    return findings
+
+
+def verify_masks(
+    root: PathLike,
+    quick: bool = False,
+    track: Track = untracked,
+    classes: PathLike | None = None,
+    reduce_zero_label: bool = True,
+) -> list[Finding]:
+    """Check one's own masks: ``images/`` and ``annotations/`` of both splits, and the classes' names.
+
+    Args:
+        root: folder with the four folders and, perhaps, the file of classes.
+        quick: see `verify_ade20k`, as `track`.
+        track: shows how far it is.
+        classes: the file of classes; see `adpe.data.checks.layout.read_classes`.
+        reduce_zero_label: whether label 0 means unlabelled, so that class i has label i + 1.
+
+    Raises:
+        UserError: if there is nothing to check: no such folder, or no classes.
+    """
+    root = existing_root(root)
+    names = read_classes(root, classes, reduce_zero_label=reduce_zero_label)
+    lowest = int(reduce_zero_label)
+    findings = [Finding("classes", True, f"{len(names)}: {first(names, 8)}")]
+    for split in SPLITS:
+        images = list_images(root / "images" / split)
+        findings.append(Finding(f"{split}: images", True, f"{len(images):,}"))
+        found, maps = _label_maps(root, split, images, len(names) - 1 + lowest, quick, track)
+        pixels = sum((_pixels(path) for path in maps), np.zeros(256, np.int64))
+        total = max(int(pixels.sum()), 1)
+        shares = [f"{name} {pixels[label] / total:.2%}" for label, name in enumerate(names, start=lowest)]
+        ignored = int(pixels[IGNORE_LABEL] + (pixels[0] if reduce_zero_label else 0))
+        lost = [name for label, name in enumerate(names, start=lowest) if not pixels[label]]
+        findings += found
+        said = f"{', '.join(shares)}; ignored {ignored / total:.2%}"
+        # What is not in training cannot be learned; validation may lack a class.
+        findings.append(Finding(f"{split}: pixels of the classes", not lost or split != "training", said))
+        if lost:
+            findings.append(Finding(f"{split}: classes without a pixel", split != "training", first(lost, 8)))
     return findings
 
 
@@ -140,7 +179,43 @@ def verify_coco_like(
     return findings
 
 
-VERIFIERS = {"ade20k": verify_ade20k, "coco": verify_coco, "coco-like": verify_coco_like}
+VERIFIERS: dict[str, Callable[..., list[Finding]]] = {
+    "ade20k": verify_ade20k,
+    "masks": verify_masks,
+    "coco": verify_coco,
+    "coco-like": verify_coco_like,
+}
+
+
+def _label_maps(
+    root: Path, split: str, images: Sequence[Path], largest: int, quick: bool, track: Track
+) -> tuple[list[Finding], list[Path]]:
+    """Findings about the label maps of images, and the maps that were read and are right."""
+    folder, maps = root / "images" / split, root / "annotations" / split
+    pairs = [(image, maps / label_map_name(image, folder, None, ".png")) for image in images]
+    lacking = set(absent([label_map for _, label_map in pairs]))
+    spare = set(files_below(maps)) - {label_map for _, label_map in pairs}
+    there = [pair for pair in pairs if pair[1] not in lacking]
+    chosen = sample(there) if quick else there
+    faulty: set[Path] = set()
+
+    def fault(pair: tuple[Path, Path]) -> str | None:
+        found = _label_map_fault(pair, largest)
+        if found:
+            faulty.add(pair[1])
+        return found
+
+    faults = _each(fault, chosen, track, split)
+    return [
+        _none(f"{split}: images without label map", [image.name for image, path in pairs if path in lacking]),
+        _none(f"{split}: label maps without image", [path.name for path in sorted(spare)]),
+        _faults(f"{split}: images and label maps", faults, len(chosen)),
+    ], [path for _, path in chosen if path not in faulty]
+
+
+def _pixels(path: Path) -> np.ndarray:
+    """(256,) numbers of pixels of each label."""
+    return np.bincount(read_label_map(path).ravel(), minlength=256)
 
 
 def _instances(
@@ -175,7 +250,7 @@ def _instances(
     ], checked
 
 
-def _label_map_fault(pair: tuple[Path, Path]) -> str | None:
+def _label_map_fault(pair: tuple[Path, Path], largest: int) -> str | None:
     image, label_map = pair
     try:
         labels = read_label_map(label_map)
@@ -184,9 +259,9 @@ def _label_map_fault(pair: tuple[Path, Path]) -> str | None:
     fault = image_fault((image, size_of(labels)))
     if fault:
         return f"{fault} (label map {label_map})"
-    wrong = labels[(labels > ADE20K_CLASSES) & (labels != IGNORE_LABEL)]
+    wrong = labels[(labels > largest) & (labels != IGNORE_LABEL)]
     if wrong.size:
-        return f"{label_map}: has label {int(np.max(wrong))}, expected 0..{ADE20K_CLASSES}."
+        return f"{label_map}: has label {int(np.max(wrong))}, expected 0..{largest}."
     return None
 
 

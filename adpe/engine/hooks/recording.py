@@ -33,7 +33,7 @@ from adpe.transfer.backbones.initialisation import described_start
 # Top-level config keys that say where and how a run is executed, not what it computes.
 _EXECUTION = (
     "work_dir", "resume", "load_from", "launcher", "randomness", "record", "record_file", "log_level", "visualizer",
-    "env_cfg",
+    "env_cfg", "tracker",
 )  # fmt: skip
 
 

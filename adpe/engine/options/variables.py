@@ -14,7 +14,7 @@ import copy
 import difflib
 import re
 import tempfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -238,6 +238,15 @@ def _write(source: Source, changes: _Changes, folder: Path) -> Path:
     return copied
 
 
+def _pushed(changes: _Changes, followers: Mapping[str, Sequence[Source]], values: Mapping[str, Any]) -> _Changes:
+    """`changes`, and the values of followers in the files that are to take them."""
+    pushed = {path: dict(names) for path, names in changes.items()}
+    for name, value in values.items():
+        for file in followers[name]:
+            pushed.setdefault(file.path, {})[name] = _Constant(value)
+    return pushed
+
+
 class Variables:
     """The variables of a config and its bases.
 
@@ -274,14 +283,14 @@ class Variables:
         values: dict[str, Any] = {}
         for _ in range(_ROUNDS):
             now = {name: value for name, value in cfg.to_dict().items() if name in followers}
+            for name in [name for name in values if isinstance(now.get(name), dict)]:
+                # A child's dict is merged into the base's, which may be computed from the others.
+                others = {other: value for other, value in values.items() if other != name}
+                now[name] = _read(self.source, _pushed(changes, followers, others)).to_dict().get(name)
             if now == values:
                 return cfg
             values = now
-            pushed = {path: dict(names) for path, names in changes.items()}
-            for name, files in followers.items():
-                for file in files:
-                    pushed.setdefault(file.path, {})[name] = _Constant(values.get(name))
-            cfg = _read(self.source, pushed)
+            cfg = _read(self.source, _pushed(changes, followers, values))
         changing = [name for name in followers if cfg.to_dict().get(name) != values.get(name)]
         raise UserError(
             f"config {self.source.path}: {changing[0]} depends on itself through its base: write its value."

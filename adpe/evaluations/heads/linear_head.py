@@ -1,7 +1,8 @@
 """DINOv3's linear segmentation probe: what is linearly readable in the maps of a frozen encoder (arXiv 2508.10104).
 
 Dropout of whole channels, batch norm, one 1x1 layer; logits are stretched to the pixels. The equations are those of
-its evaluation code, named at each function; :mod:`adpe.transfer.linear_heads` registers them with mmseg and mmdet.
+its evaluation code, named at each function; :mod:`adpe.transfer.linear_segmentation_head`
+and :mod:`adpe.transfer.linear_detection_head` register them with mmseg and mmdet.
 """
 
 from __future__ import annotations
