@@ -64,8 +64,9 @@ def read_suite(name: str | Path) -> Suite:
     content = _mapping(read_yaml(path), str(path), schema.SUITE)
     seeds = _seeds(content.get("seeds"), f"{path}: seeds")
     methods = tuple(_method(item, where) for item, where in _items(content, "methods", path))
-    tasks = tuple(_task(item, where, seeds, [m.name for m in methods]) for item, where in _items(content, "tasks",
-    path)) if not methods:
+    names = [method.name for method in methods]
+    tasks = tuple(_task(item, where, seeds, names) for item, where in _items(content, "tasks", path))
+    if not methods:
         raise UserError(f"{path}: methods is missing; a suite needs at least one.")
     for kind, names in (("methods", [m.name for m in methods]), ("tasks", [t.name for t in tasks])):
         slugs = [slug(name) for name in names]
