@@ -31,8 +31,12 @@ FULL: dict[str, Any] = {
     "tasks": [
         {"name": "upernet", "config": "configs/ade20k_upernet_vitb.py", "options": {"max_iters": 10},
          "sweep": {"lr": [1.0, 2.0]}, "reported": {"lr": 1.0}, "sweep_seeds": [0], "cost": COST,
-         "images": {"train": 4, "val": 2}},
+         "seeds": [1], "methods": ["MAE"], "images": {"train": 4, "val": 2}},
     ],
+    "budgets": {
+        "short": {"seeds": [0], "epochs": 2, "pretraining": {"epochs": 2}, "tasks": {"upernet": {"max_iters": 1}},
+                  "jobs": 2},
+    },
     "claims": [
         {"method": "MAE", "task": "upernet", "at": {"lr": 2.0}, "reproduces": "mae-vitb-ade20k-mmseg",
          "tolerance": {"mIoU": 1.0}, "tolerance_source": "a thread", "note": "none"},
@@ -44,6 +48,7 @@ PLACES = {
     "SUITE": (lambda s: [s], schema.SUITE),
     "METHOD": (lambda s: s["methods"], schema.METHOD),
     "TASK": (lambda s: s["tasks"], schema.TASK),
+    "BUDGET": (lambda s: list(s["budgets"].values()), schema.BUDGET),
     "CLAIM": (lambda s: s["claims"], schema.CLAIM),
     "MISSING": (lambda s: s["missing"], schema.MISSING),
     "COST": (lambda s: [s["tasks"][0]["cost"]], schema.COST),
@@ -52,7 +57,7 @@ PLACES = {
     "SCENES": (lambda s: [s["data"]["scenes"]], schema.SCENES),
 }
 # Left out together: a point needs its sweep, and a claim its method and task.
-WITH = {"tasks": ["claims"], "sweep": ["reported", "at"], "reported": ["sweep", "at"]}
+WITH = {"tasks": ["claims", "budgets"], "sweep": ["reported", "at"], "reported": ["sweep", "at"]}
 
 
 def read(folder: Path, content: dict[str, Any]) -> None:

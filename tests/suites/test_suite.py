@@ -190,3 +190,34 @@ def test_the_sweep_of_ade20k_is_the_declared_one() -> None:
     assert [run.seed for run in runs if run.sweep == "lr 0.0002"] == [0, 1, 2]
     both = {task.name: task.config for task in read_suite("adpe_coco").tasks}
     assert {"maskrcnn", "cascade"} <= {name.split(" ")[0] for name in both}
+
+
+def test_a_task_may_name_its_seeds_and_methods(tmp_path: Path) -> None:
+    names = [
+        run.name for run in expand(read_suite(write(tmp_path, **first("tasks", seeds=[1], methods=["MAE"]))), Path("r"))
+    ]
+    assert names == ["mae/pretraining/seed1", "mae/upernet/lr-0.0002/seed1"]
+    for wrong in ({"seeds": [2]}, {"methods": ["MAE+"]}):
+        with pytest.raises(UserError, match=next(iter(wrong))):
+            read_suite(write(tmp_path, **first("tasks", **wrong)))
+
+
+def test_a_budget_is_the_suite_in_another_size(tmp_path: Path) -> None:
+    budget = {
+        "seeds": [4],
+        "epochs": 3,
+        "pretraining": {"epochs": 3},
+        "tasks": {"upernet": {"max_iters": 7}},
+        "jobs": 2,
+    }
+    suite = read_suite(write(tmp_path, budgets={"short": budget}))
+    assert suite.budgets["short"].jobs == 2
+    sized = suite.sized("short")
+    assert sized.name == "two_short"
+    runs = expand(sized, Path("runs/two_short"))
+    assert {run.seed for run in runs} == {4}
+    assert runs[0].options["epochs"] == 3 and runs[0].options["record.pretraining_epochs"] == 3
+    assert all(run.options["max_iters"] == 7 for run in runs[1:])
+    assert "max_iters" not in expand(suite, Path("runs/two"))[1].options
+    with pytest.raises(UserError, match="long.*short"):
+        suite.sized("long")
