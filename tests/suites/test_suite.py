@@ -219,5 +219,5 @@ def test_a_budget_is_the_suite_in_another_size(tmp_path: Path) -> None:
     assert runs[0].options["epochs"] == 3 and runs[0].options["record.pretraining_epochs"] == 3
     assert all(run.options["max_iters"] == 7 for run in runs[1:])
     assert "max_iters" not in expand(suite, Path("runs/two"))[1].options
-    with pytest.raises(UserError, match="long.*short"):
+    with pytest.raises(UserError, match=r"long.*short"):
         suite.sized("long")
