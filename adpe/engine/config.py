@@ -29,7 +29,7 @@ _TOP_LEVEL = {
     *inspect.signature(Runner.__init__).parameters,
     "activation_checkpointing", "compile", "custom_imports", "effective_batch", "efficient_conv_bn_eval",
     "evaluation", "find_unused_parameters", "model_wrapper_cfg", "precision", "record", "record_file", "runner_type",
-    "seed", "select_dataloader", "strategy", "sync_bn", "tta_model", "tta_pipeline",
+    "seed", "select_dataloader", "strategy", "sync_bn", "target_dataloader", "tta_model", "tta_pipeline",
 } - {"self", "cfg"}  # fmt: skip
 # Modules that configs of earlier versions import, to where they are now.
 _MOVED = {"adpe.engine.detection_heads": "adpe.transfer.detection_heads"}

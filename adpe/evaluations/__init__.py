@@ -9,5 +9,6 @@ EVALUATIONS = {
     "knn_segmentation": "adpe.evaluations.knn_segmentation:PatchSegmentation",
     "linear_probe": "adpe.evaluations.linear_probe:LinearProbe",
     "logistic": "adpe.evaluations.logistic:LogisticProbe",
+    "pacmac": "adpe.evaluations.domain_adaptation:DomainAdaptation",
     "positions": "adpe.evaluations.positions:Positions",
 }

@@ -72,6 +72,23 @@ METRICS: dict[str, Metric] = {
     "blocked_source_top1": Metric("top-1 of the source class, blocked"),
     "blocked_clean_top1": Metric("top-1, blocked"),
     "trigger_hit": Metric("trigger inside the window"),
+    "pacmac_top1": Metric("target top-1, PACMAC"),
+    "source_only_top1": Metric("target top-1, source-only"),
+    "oracle_top1": Metric("target top-1, oracle"),
+    "confidence_top1": Metric("target top-1, confidence alone"),
+    "random_views_top1": Metric("target top-1, random views"),
+    "pacmac_gain": Metric("PACMAC over source-only"),
+    "pacmac_gain_low": Metric("PACMAC over source-only, 95 % from"),
+    "pacmac_gain_high": Metric("PACMAC over source-only, 95 % to"),
+    "pacmac_mean_top1": Metric("class mean of target top-1, PACMAC"),
+    "source_only_mean_top1": Metric("class mean of target top-1, source-only"),
+    **{
+        f"{prefix}selected_{kind}": Metric(f"{label}{of}")
+        for prefix, of in (("", ""), ("confidence_", ", confidence alone"), ("random_views_", ", random views"))
+        for kind, label in (("share", "selected"), ("precision", "selected pseudo-labels that are right"))
+    },
+    "no_agreement_share": Metric("confident without an agreeing view"),
+    "pseudo_label_top1": Metric("all pseudo-labels that are right"),
     "loss": Metric("loss", unit="", higher_is_better=False, digits=4),
 }
 # In the order of the tables.
@@ -82,6 +99,9 @@ TASKS: dict[str, Task] = {
     "positions": Task(("position_R2", "position_R2_max", "attention_distance"), "Position Readout", published=False),
     "robustness": Task(
         ("blocked_asr", "asr", "asr_clean", "clean_top1", "blocked_clean_top1"), "Backdoor Robustness", published=False
+    ),
+    "adaptation": Task(
+        ("pacmac_top1", "source_only_top1", "oracle_top1", "confidence_top1"), "Domain Adaptation", published=False
     ),
     "pretrain": Task(("loss",), "Self-Supervised Image Classification", published=False),
 }

@@ -29,6 +29,7 @@ LAUNCHER = {
     "custom_imports",
     "evaluation",
     "select_dataloader",
+    "target_dataloader",
     "effective_batch",
     "record",
     "record_file",
@@ -46,6 +47,7 @@ FROZEN = (
     "configs/imagenet_attentive_vitb.py", "configs/imagenet_ep_vitb.py", "configs/imagenet_knn_vitb.py",
     "configs/cifar10_backdoor.py", "configs/cifar10_backdoor_finetuned.py",
     "configs/cifar10_logistic.py", "configs/imagenet_lowshot_vitb.py",
+    "configs/cifar10_pacmac.py", "configs/officehome_pacmac_vitb.py",
     "configs/imagenet_positions_vitb.py",
 )  # fmt: skip
 
