@@ -31,7 +31,6 @@ model = dict(
     model=None if _base_.pretrained else "adpe_vit_base_patch16",
     num_classes=num_classes,
     learned_pos_embed=True,
-    relative_query="unscaled",
     drop_path_rate=0.1,
 )
 evaluation = dict(
