@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 
 from adpe.data.captions import Captions
 from adpe.data.sources.images import ImageSource
+from adpe.data.styles import check_style, stylise
 from adpe.data.views.multicrop import MultiCrop, crop_generator
 from adpe.data.views.part_maps import PartMaps
 from adpe.errors import UserError
@@ -38,6 +39,8 @@ class AdPEImageDataset(Dataset):
             group of views of their own.
         captions: arguments of :class:`adpe.data.captions.Captions`, whose words follow likewise.
         labels: the number of the image's class folder plus 1 follows likewise, as (1,) int64.
+        style: of :mod:`adpe.data.styles`, into which every second image is put, beginning with the second: the two
+            domains of ``configs/cifar10_pacmac.py``, pooled. None leaves them all.
 
     Raises:
         UserError: what `ImageSource`, `MultiCrop` and `PartMaps` raise.
@@ -54,6 +57,7 @@ class AdPEImageDataset(Dataset):
         maps: dict[str, Any] | None = None,
         captions: dict[str, Any] | None = None,
         labels: bool = False,
+        style: str | None = None,
     ) -> None:
         groups: Sequence[dict[str, Any]] = [crops or {}] if crops is None or isinstance(crops, dict) else crops
         self.grouped = groups is crops
@@ -64,6 +68,8 @@ class AdPEImageDataset(Dataset):
             raise UserError("maps go with one group of crops, not with a list.")
         self.captions = None if captions is None else Captions(**captions, images=self.images.paths)
         self.labels = labels
+        check_style(style)
+        self.style = style
         if sum((maps is not None, captions is not None, labels)) > 1 or (self.grouped and (captions or labels)):
             raise UserError("one of maps, captions and labels goes with one group of crops, not with a list.")
         if captions is not None and self.crops[0].hflip:
@@ -103,6 +109,8 @@ class AdPEImageDataset(Dataset):
             Collated: `inputs` (B, K, 3, size, size), `img_path` list of B, `index` and `label` (B,) int64.
         """
         image, delivered = self.images.load(index)
+        if self.style is not None and delivered % 2:
+            image = stylise(image, self.style, self.images.path(delivered))
         generator = crop_generator(self.seed, self.epoch, index)
         if self.maps is not None:
             (crops,) = self.crops

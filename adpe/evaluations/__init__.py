@@ -12,5 +12,6 @@ EVALUATIONS = {
     "logistic": "adpe.evaluations.logistic:LogisticProbe",
     "shortcut": "adpe.evaluations.shortcut:Shortcut",
     "multi_label_probe": "adpe.evaluations.multi_label.probe:MultiLabelProbe",
+    "pacmac": "adpe.evaluations.domain_adaptation.evaluation:DomainAdaptation",
     "positions": "adpe.evaluations.positions:Positions",
 }

@@ -85,6 +85,23 @@ METRICS: dict[str, Metric] = {
     "linear_OF1": Metric("overall F1, linear head"),
     # Not called mAP: below 0 that means undefined.
     "over_linear": Metric("mAP over the linear head"),
+    "pacmac_top1": Metric("target top-1, PACMAC"),
+    "source_only_top1": Metric("target top-1, source-only"),
+    "oracle_top1": Metric("target top-1, oracle"),
+    "confidence_top1": Metric("target top-1, confidence alone"),
+    "random_views_top1": Metric("target top-1, random views"),
+    "pacmac_gain": Metric("PACMAC over source-only"),
+    "pacmac_gain_low": Metric("PACMAC over source-only, 95 % from"),
+    "pacmac_gain_high": Metric("PACMAC over source-only, 95 % to"),
+    "pacmac_mean_top1": Metric("class mean of target top-1, PACMAC"),
+    "source_only_mean_top1": Metric("class mean of target top-1, source-only"),
+    **{
+        f"{prefix}selected_{kind}": Metric(f"{label}{of}")
+        for prefix, of in (("", ""), ("confidence_", ", confidence alone"), ("random_views_", ", random views"))
+        for kind, label in (("share", "selected"), ("precision", "selected pseudo-labels that are right"))
+    },
+    "no_agreement_share": Metric("confident without an agreeing view"),
+    "pseudo_label_top1": Metric("all pseudo-labels that are right"),
     "loss": Metric("loss", unit="", higher_is_better=False, digits=4),
 }
 # In the order of the tables.
@@ -98,6 +115,9 @@ TASKS: dict[str, Task] = {
     ),
     "shortcut": Task(("top1_no_cue", "top1_cue", "shortcut", "top1_no_border"), "Shortcut", published=False),
     "multilabel": Task(("mAP", "linear_mAP", "over_linear", "CF1", "OF1"), "Multi-Label Classification"),
+    "adaptation": Task(
+        ("pacmac_top1", "source_only_top1", "oracle_top1", "confidence_top1"), "Domain Adaptation", published=False
+    ),
     "pretrain": Task(("loss",), "Self-Supervised Image Classification", published=False),
 }
 

@@ -29,6 +29,7 @@ LAUNCHER = {
     "custom_imports",
     "evaluation",
     "select_dataloader",
+    "target_dataloader",
     "effective_batch",
     "record",
     "record_file",
@@ -48,6 +49,8 @@ FROZEN = (
     "configs/cifar10_logistic.py", "configs/imagenet_lowshot_vitb.py",
     "configs/imagenet_positions_vitb.py", "configs/coco_multilabel_vitb.py", "configs/scenes_multilabel.py",
     "configs/scenes_multilabel_linear.py",
+    "configs/cifar10_pacmac.py", "configs/officehome_pacmac_vitb.py",
+    "configs/imagenet_positions_vitb.py",
 )  # fmt: skip
 
 # Built around the codes of a trained tokenizer; tests/methods/test_image_sequences.py builds it.

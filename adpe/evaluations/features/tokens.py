@@ -46,7 +46,7 @@ def is_random(dataset: Any) -> bool:
 
 
 class Progress:
-    """Head and optimiser between passes, in ``<work_dir>/probe.pt``: a training that was stopped goes on from them.
+    """Head and optimiser between passes, in the work directory: a training that was stopped goes on from them.
 
     Everything random is a function of seed and pass, so that it ends as if it had not been stopped.
 
@@ -55,11 +55,14 @@ class Progress:
         options: of the evaluation; a file of others, of another encoder, seed or training images is not read.
         head: that is trained.
         optimizer: of the head.
+        name: of the file.
     """
 
-    def __init__(self, subject: Subject, options: Mapping[str, Any], head: nn.Module, optimizer: Any) -> None:
+    def __init__(
+        self, subject: Subject, options: Mapping[str, Any], head: nn.Module, optimizer: Any, name: str = "probe.pt"
+    ) -> None:
         self.subject, self.head, self.optimizer = subject, head, optimizer
-        self.path = subject.work_dir / "probe.pt"
+        self.path = subject.work_dir / name
         names = hashlib.sha256("\n".join(subject.dataset("train").paths()).encode()).hexdigest()[:16]
         self.key = f"{weights_digest(subject.model)} {subject.seed} {names} {json.dumps(options, sort_keys=True)}"
 
@@ -73,7 +76,7 @@ class Progress:
             return 0
         self.head.load_state_dict(saved["head"])
         self.optimizer.load_state_dict(saved["optimizer"])
-        self.subject.log(f"the probe resumes after {saved['done']}, from {self.path}")
+        self.subject.log(f"{self.path.stem} resumes after {saved['done']}, from {self.path}")
         return int(saved["done"])
 
     def save(self, done: int) -> None:

@@ -9,7 +9,7 @@ file of plain arrays (``numpy.load(..., allow_pickle=False)`` reads it):
   ``<type>/ignored`` (bit t: at IoU threshold 0.50 + 0.05 t), and one entry per image and category that has objects,
   ``<type>/truth_image``, ``<type>/truth_category``, ``<type>/truth_count``;
 - classification: ``images (N,)`` names, ``classes (C,)`` names, ``label``, ``prediction`` and ``rank (N,)``, classes
-  that stood before the label's;
+  that stood before the label's; of further models of the run ``<name>_rank (N,)``;
 - several labels an image: ``images (N,)`` names, ``classes (C,)`` names, ``scores (N, C)`` and ``targets (N, C)`` of 1,
   0 and -1 for unknown.
 """

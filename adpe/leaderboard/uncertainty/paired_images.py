@@ -44,8 +44,8 @@ def metrics_of(arrays: dict[str, np.ndarray], images: np.ndarray) -> dict[str, M
         areas = np.stack([arrays["intersection"], arrays["union"]], axis=-1)[order]
         return {"mIoU": lambda drawn: mean_iou(areas[drawn])}
     if "rank" in arrays:
-        correct = 100.0 * (arrays["rank"][order] == 0)
-        return {"top1": lambda drawn: float(correct[drawn].mean())}
+        ranks = {name.removesuffix("rank") + "top1": array for name, array in arrays.items() if name.endswith("rank")}
+        return {name: _Share(array[order] == 0) for name, array in ranks.items()}
     if "targets" in arrays:
         return {"mAP": _RankedPrecision(arrays["scores"][order], arrays["targets"][order])}
     kinds = [kind for kind in ("bbox", "segm") if f"{kind}/score" in arrays]
@@ -80,6 +80,16 @@ def compare_images(
                 resamples=resamples,
             )
     return differences
+
+
+class _Share:
+    """Percent of the images drawn that are right."""
+
+    def __init__(self, right: np.ndarray) -> None:
+        self.right = 100.0 * right
+
+    def __call__(self, drawn: np.ndarray) -> float:
+        return float(self.right[drawn].mean())
 
 
 class _AveragePrecision:

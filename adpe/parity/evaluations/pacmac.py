@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from adpe.errors import UserError
-from adpe.evaluations.pacmac import Committee, DomainClassifier, View, committee_views, random_view
+from adpe.evaluations.domain_adaptation.pacmac import Committee, DomainClassifier, View, committee_views, random_view
 from adpe.models.vit import VisionTransformer
 from adpe.parity.cases import CaseResult, GoldenCase, compare_gradients, largest_error, relative_error
 
