@@ -39,8 +39,10 @@ evaluation = dict(
     threshold=0.5,
     weight=0.1,
 )
-augmentation = dict(resize=_base_.image_size * 8 // 7, crop=_base_.image_size, hflip=0.5,
-rand_augment="rand-m2-n1-p1-inc1") train_dataloader = dict(
+augmentation = dict(
+    resize=_base_.image_size * 8 // 7, crop=_base_.image_size, hflip=0.5, rand_augment="rand-m2-n1-p1-inc1"
+)
+train_dataloader = dict(
     dataset=dict(
         type="AdPEDomainDataset",
         transform=_base_.test_transform,

@@ -26,10 +26,9 @@ class AdPEDomainDataset(AdPEClassificationDataset):
         transform: of clean images, options of ``timm.data.create_transform``.
         view: "clean", "augmented", or "pair" of both.
         augmentation: ``resize`` (side to which both sides of the image are scaled), ``crop`` (side of the random crop),
-            ``hflip`` (probability) and ``rand_augment`` (timm's words, ``"rand-m2-n1-p1-inc1"``, or None), then the
-            clean transform's normalisation. For the views that need it.
-        part: ``of`` and ``take``: of the images, numbered in order, those whose number modulo `of` is in `take`. A
-        class
+            ``hflip`` (probability) and ``rand_augment`` (timm's words, ``"rand-m2-n1-p1-inc1"``, or None), then the clean
+            transform's normalisation. For the views that need it.
+        part: ``of`` and ``take``: of the images, numbered in order, those whose number modulo `of` is in `take`. A class
             is spread evenly over the parts. None takes all.
         style: of :mod:`adpe.data.styles`, which every image is put into first; None leaves it.
         num_classes: class folders that have to be there.
@@ -59,8 +58,9 @@ class AdPEDomainDataset(AdPEClassificationDataset):
         if view not in get_args(View):
             raise UserError(f"view = {view!r} is none of {', '.join(get_args(View))}.")
         if view != "clean" and augmentation is None:
-            raise UserError(f"view = {view!r} needs augmentation=dict(resize=..., crop=..., hflip=...,
-            rand_augment=...).")
+            raise UserError(
+                f"view = {view!r} needs augmentation=dict(resize=..., crop=..., hflip=..., rand_augment=...)."
+            )
         check_style(style)
         self.view, self.style = view, style
         if part is not None:
@@ -78,18 +78,22 @@ class AdPEDomainDataset(AdPEClassificationDataset):
         from torchvision import transforms
 
         if not 0 < crop <= resize or not 0 <= hflip <= 1:
-            raise UserError(f"augmentation: crop = {crop!r}, resize = {resize!r}, hflip = {hflip!r}: expected a crop of
-            at "
+            raise UserError(f"augmentation: crop = {crop!r}, resize = {resize!r}, hflip = {hflip!r}: expected a crop of at "
                             "most resize pixels, and a probability.")  # fmt: skip
         *_, to_tensor, normalise = self.transform.transforms
-        steps = [transforms.Resize((resize, resize)), transforms.RandomCrop(crop),
-        transforms.RandomHorizontalFlip(hflip)] if rand_augment is not None:
+        steps = [
+            transforms.Resize((resize, resize)),
+            transforms.RandomCrop(crop),
+            transforms.RandomHorizontalFlip(hflip),
+        ]
+        if rand_augment is not None:
             mean = tuple(round(255 * float(value)) for value in normalise.mean)
             try:
                 steps.append(rand_augment_transform(rand_augment, {"translate_const": crop // 3, "img_mean": mean}))
             except (AssertionError, ValueError, KeyError) as error:
-                raise UserError(f"augmentation.rand_augment = {rand_augment!r}: timm cannot read it ({error}).") from
-                None
+                raise UserError(
+                    f"augmentation.rand_augment = {rand_augment!r}: timm cannot read it ({error})."
+                ) from None
         return transforms.Compose([*steps, to_tensor, normalise])
 
     def __getitem__(self, index: int) -> dict[str, Any]:

@@ -20,11 +20,11 @@ from adpe.data.domains import AdPEDomainDataset
 from adpe.engine.evaluating import evaluate_main
 from adpe.engine.launch import train_main
 from adpe.errors import UserError
+from adpe.evaluations.features import tokens
 from adpe.evaluations.base import build_evaluation
 from adpe.evaluations.domain_adaptation.evaluation import bootstrap, class_mean, selection_metrics
-from adpe.evaluations.domain_adaptation.pacmac import DomainClassifier
 from adpe.evaluations.domain_adaptation.training import Recipe
-from adpe.evaluations.features import tokens
+from adpe.evaluations.domain_adaptation.pacmac import DomainClassifier
 from adpe.leaderboard.records import read_records
 from adpe.leaderboard.uncertainty.paired_images import metrics_of, read_per_image
 from adpe.models.layer_decay import layer_decay_groups
@@ -111,8 +111,10 @@ def test_it_learns_and_scrambled_features_do_not(data: Path, tmp_path: Path, cap
 @pytest.mark.slow(20)
 def test_a_stopped_run_resumes_and_ends_alike(data: Path, tmp_path: Path, monkeypatch) -> None:
     """Stopped in its last stage: finished ones are read, the rest ends in the same weights bit by bit."""
-    few = options(data, "evaluation.finetune.epochs=2", "evaluation.adapt.epochs=3",
-    "evaluation.baselines=[confidence]") whole = run(tmp_path / "whole", few)
+    few = options(
+        data, "evaluation.finetune.epochs=2", "evaluation.adapt.epochs=3", "evaluation.baselines=[confidence]"
+    )
+    whole = run(tmp_path / "whole", few)
     save, saved = tokens.Progress.save, []
 
     def stop(self: Any, done: int) -> None:
@@ -230,8 +232,13 @@ def test_options_that_cannot_be(change: dict[str, Any], key: str) -> None:
     ],
 )
 def test_what_cannot_be_run_is_told(more: list[str], key: str, data: Path, tmp_path: Path, capsys) -> None:
-    command = [str(ROOT / PUBLISHED), "--work-dir", str(tmp_path), *options(data, "evaluation.finetune.epochs=2",
-    *more)] assert train_main(command) == 2
+    command = [
+        str(ROOT / PUBLISHED),
+        "--work-dir",
+        str(tmp_path),
+        *options(data, "evaluation.finetune.epochs=2", *more),
+    ]
+    assert train_main(command) == 2
     assert key in capsys.readouterr().err
 
 

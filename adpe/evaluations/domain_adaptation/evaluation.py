@@ -21,8 +21,10 @@ from torch import Tensor
 
 from adpe.data.domains import AdPEDomainDataset
 from adpe.errors import UserError
+from adpe.evaluations.metrics.accuracy import accuracy_of
 from adpe.evaluations.base import Evaluation, Result, Subject
 from adpe.evaluations.domain_adaptation.committee_figure import draw_committee
+from adpe.evaluations.domain_adaptation.training import Recipe, train_stage
 from adpe.evaluations.domain_adaptation.pacmac import (
     Committee,
     DomainClassifier,
@@ -30,8 +32,6 @@ from adpe.evaluations.domain_adaptation.pacmac import (
     ProbeMode,
     committee_views,
 )
-from adpe.evaluations.domain_adaptation.training import Recipe, train_stage
-from adpe.evaluations.metrics.accuracy import accuracy_of
 from adpe.files import atomic_write
 from adpe.models.vit import VisionTransformer
 
@@ -127,9 +127,7 @@ class DomainAdaptation(Evaluation):
             )
         if "oracle" in self.baselines and target & test:
             raise UserError(
-                f"target_dataloader and val_dataloader share {len(target & test)} images, such as {
-                    min(target & test)[0]
-                }: "
+                f"target_dataloader and val_dataloader share {len(target & test)} images, such as {min(target & test)[0]}: "
                 "the oracle would be trained on its test. Give them other parts, or take oracle out of "
                 "evaluation.baselines."
             )
@@ -260,8 +258,7 @@ def class_mean(right: np.ndarray, labels: np.ndarray) -> float:
 
 
 def bootstrap(right: Mapping[str, np.ndarray], seed: int) -> dict[str, dict[str, list[float]]]:
-    """Top-1 of every model, and what it gains over source-only, with the ends of 95 % intervals over images, in
-    percent.
+    """Top-1 of every model, and what it gains over source-only, with the ends of 95 % intervals over images, in percent.
 
     Args:
         right: of every model ``(M,)`` bool; ``source_only`` among them. All are drawn together.

@@ -15,10 +15,10 @@ from torch.utils.data import DataLoader
 
 from adpe.engine.resuming.reproducible import AdPESeededDataset
 from adpe.errors import UserError
+from adpe.evaluations.heads.attentive_heads import mae_probe_rate
 from adpe.evaluations.base import Subject, weights_digest
 from adpe.evaluations.domain_adaptation.pacmac import DomainClassifier
 from adpe.evaluations.features.tokens import Progress
-from adpe.evaluations.heads.attentive_heads import mae_probe_rate
 from adpe.models.layer_decay import layer_decay_groups
 
 _KEPT = 10  # times in a stage that its state is written
@@ -56,8 +56,9 @@ class Recipe:
         counts = {name: getattr(self, name) for name in ("epochs", "batch_size", "process_batch", "warmup_epochs")}
         whole = all(isinstance(value, int) and not isinstance(value, bool) for value in counts.values())
         if not whole or not 0 <= self.warmup_epochs < self.epochs or min(self.batch_size, self.process_batch) < 1:
-            raise ValueError(f"{counts}: expected whole numbers, a positive batch and fewer epochs of warm-up than
-            epochs.")
+            raise ValueError(
+                f"{counts}: expected whole numbers, a positive batch and fewer epochs of warm-up than epochs."
+            )
         if self.batch_size % self.process_batch:
             raise ValueError(f"batch_size = {self.batch_size} is no multiple of process_batch = {self.process_batch}.")
         if not (self.blr > 0 and self.min_lr >= 0 and 0 < self.layer_decay <= 1 and self.weight_decay >= 0):
