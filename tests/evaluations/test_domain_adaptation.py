@@ -20,11 +20,11 @@ from adpe.data.domains import AdPEDomainDataset
 from adpe.engine.evaluating import evaluate_main
 from adpe.engine.launch import train_main
 from adpe.errors import UserError
-from adpe.evaluations.features import tokens
 from adpe.evaluations.base import build_evaluation
 from adpe.evaluations.domain_adaptation.evaluation import bootstrap, class_mean, selection_metrics
-from adpe.evaluations.domain_adaptation.training import Recipe
 from adpe.evaluations.domain_adaptation.pacmac import DomainClassifier
+from adpe.evaluations.domain_adaptation.training import Recipe
+from adpe.evaluations.features import tokens
 from adpe.leaderboard.records import read_records
 from adpe.leaderboard.uncertainty.paired_images import metrics_of, read_per_image
 from adpe.models.layer_decay import layer_decay_groups

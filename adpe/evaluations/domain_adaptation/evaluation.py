@@ -21,10 +21,8 @@ from torch import Tensor
 
 from adpe.data.domains import AdPEDomainDataset
 from adpe.errors import UserError
-from adpe.evaluations.metrics.accuracy import accuracy_of
 from adpe.evaluations.base import Evaluation, Result, Subject
 from adpe.evaluations.domain_adaptation.committee_figure import draw_committee
-from adpe.evaluations.domain_adaptation.training import Recipe, train_stage
 from adpe.evaluations.domain_adaptation.pacmac import (
     Committee,
     DomainClassifier,
@@ -32,6 +30,8 @@ from adpe.evaluations.domain_adaptation.pacmac import (
     ProbeMode,
     committee_views,
 )
+from adpe.evaluations.domain_adaptation.training import Recipe, train_stage
+from adpe.evaluations.metrics.accuracy import accuracy_of
 from adpe.files import atomic_write
 from adpe.models.vit import VisionTransformer
 

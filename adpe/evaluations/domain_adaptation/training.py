@@ -15,10 +15,10 @@ from torch.utils.data import DataLoader
 
 from adpe.engine.resuming.reproducible import AdPESeededDataset
 from adpe.errors import UserError
-from adpe.evaluations.heads.attentive_heads import mae_probe_rate
 from adpe.evaluations.base import Subject, weights_digest
 from adpe.evaluations.domain_adaptation.pacmac import DomainClassifier
 from adpe.evaluations.features.tokens import Progress
+from adpe.evaluations.heads.attentive_heads import mae_probe_rate
 from adpe.models.layer_decay import layer_decay_groups
 
 _KEPT = 10  # times in a stage that its state is written

@@ -20,7 +20,7 @@ from adpe.methods.self_distillation.dino_method import DINO
 from adpe.models.vit import VisionTransformer
 from adpe.parity.cases import CaseResult, GoldenCase, compare_gradients, largest_error, relative_error
 from adpe.parity.self_distillation.selfpatch import without_key_bias
-from adpe.parity.self_distillation.training_steps.training_steps.training_steps.training_steps.training_steps.training_steps import (
+from adpe.parity.self_distillation.training_steps import (
     compare_runs,
 )
 

@@ -14,7 +14,7 @@ from adpe.methods.self_distillation.selfpatch import AggregationHead, Outputs, S
 from adpe.models.layers import DropPath
 from adpe.models.vit import VisionTransformer
 from adpe.parity.cases import CaseResult, GoldenCase, compare_gradients, largest_error, relative_error
-from adpe.parity.self_distillation.training_steps.training_steps.training_steps.training_steps.training_steps.training_steps import (
+from adpe.parity.self_distillation.training_steps import (
     compare_runs,
 )
 
