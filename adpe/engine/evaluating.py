@@ -91,7 +91,11 @@ def evaluate(cfg: Config, args: argparse.Namespace) -> dict[str, float]:
     def features(name: str) -> tuple[Tensor, Tensor]:
         told = described[name] or {}
         key = f"{weights_digest(model)}-{told.get('names')}-{told.get('contents')}"
-        return _cached(subject, name, f"{key}-{model.global_pool}-{cfg[name + _LOADERS].dataset.get('transform')}")
+        return _cached(
+            subject,
+            name,
+            f"{key}-{model.global_pool}-{model.final_norm}-{cfg[name + _LOADERS].dataset.get('transform')}",
+        )
 
     result = evaluation.run(replace(subject, features=features))
     _write(cfg, result)
