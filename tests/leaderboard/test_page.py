@@ -196,7 +196,7 @@ def test_everything_from_files_is_escaped(tmp_path: Path, picture: Picture) -> N
     write_page(
         path,
         HOSTILE,
-        build_leaderboard([hostile, hostile, record("AdPE", "random", 1, 1.0)], faults=[HOSTILE]),
+        build_leaderboard([hostile, hostile, record("AdPE", "random", 1, 30.0)], faults=[HOSTILE]),
         introduction=[HOSTILE],
         charts=[chart],
         pictures=[Picture(picture.path, HOSTILE)],
@@ -336,11 +336,11 @@ def test_published_rows_stand_against_ours_in_a_browser(tmp_path: Path, profile:
     html, messages = browse(f"{path.as_uri()}#filter=AdPE%20UPerHead%20ours", profile)
     page = Page(html)
     assert messages == [] and page.count("html", **{"data-ready": "true"}) == 1
-    assert page.count("table") == 3 and "undefined" not in html
+    assert page.count("table") == len(board.tables) >= 14 and "undefined" not in html
     total = len(published) + 1
     assert f" of {total} rows" in html
     page = Page(browse(f"{path.as_uri()}#filter=implied:%20AdPE", profile)[0])
-    assert [row[1] for number in range(3) for row in page.rows(number)] == ["AdPE", "AdPE"]
+    assert [row[1] for number in range(len(page.tables)) for row in page.rows(number)] == ["AdPE", "AdPE"]
     charts = {spec["title"]: spec for spec in map(json.loads, page.attributes("figure", "data-chart"))}
     series = {
         one["name"]: one["points"] for one in charts["Segmentation on ADE20K: mIoU by length of pretraining"]["series"]
