@@ -129,8 +129,8 @@ def difference_entry(name: str, row: Row) -> Entry:
 
 
 def captions(table: Table) -> list[str]:
-    """What the table means, what its numbers are, and its protocols."""
-    lines = meaning(table) + notes(table)
+    """What the numbers of a table are, and its protocols."""
+    lines = notes(table)
     for letter, text, difference in legend(table):
         lines.append(f"{letter}: {text}.")
         if difference:
@@ -207,6 +207,8 @@ def print_terminal(leaderboard: Leaderboard, console: Console | None = None) -> 
             texts = [Text(str(entry), style="bold green" if entry.is_best else "") for entry in line]
             grid.add_row(*texts, end_section=following is not None and following.protocol != row.protocol)
         console.print(grid)
+        for text in meaning(table):
+            console.print(Text(text))
         for text in captions(table):
             console.print(Text(text, style="dim"))
         for text in table.sentences():
@@ -240,6 +242,7 @@ def to_markdown(leaderboard: Leaderboard, level: int = 2, sentences: bool = True
         rule = ["---:" if numeric else "---" for numeric in is_numeric(table)]
         lines = [[escape_markdown(title) for title in header(table)], rule, *rows]
         parts.append(f"{'#' * level} {escape_markdown(table.title)}\n")
+        parts.append("  \n".join(escape_markdown(text) for text in meaning(table)) + "\n")
         parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n")
         parts.append("  \n".join(escape_markdown(text) for text in captions(table)) + "\n")
         if sentences and table.sentences():
@@ -315,7 +318,7 @@ def to_latex(leaderboard: Leaderboard) -> str:
             lines.append(" & ".join(_latex(str(item), item.is_best) for item in line) + r" \\")
         numbers = sorted({number for row in table.rows for cell in row.cells.values() for number in cell.notes})
         noted = (f"[{number}] {leaderboard.problems[number - 1]}" for number in numbers)
-        caption = " ".join([f"{table.title}.", *captions(table), *noted])
+        caption = " ".join([f"{table.title}.", *meaning(table), *captions(table), *noted])
         parts += [
             r"\begin{table}",
             r"\centering",

@@ -161,9 +161,23 @@ def test_the_count_of_seeds_leads_to_the_sections_of_their_runs(tmp_path: Path, 
     assert [row[3] for row in page.rows()] == ["2seed 0, 1"] * 3 + ["1seed 0"] * 2
     targets = [found["id"] for tag, found in page.elements if tag == "details" and "id" in found]
     assert targets == [f"run-{number}" for number in range(1, 9)]
-    links = [link for link in page.attributes("a", "href") if link.startswith("#run-")]
+    text = (tmp_path / "index.html").read_text().partition('<section id="runs">')[0]
+    links = [link for link in Page(text).attributes("a", "href") if link.startswith("#run-")]
     # BEiT, the best of protocol A, stands first; its runs are the third and fourth records.
     assert links == ["#run-3", "#run-4", "#run-1", "#run-2", "#run-5", "#run-6", "#run-7", "#run-8"]
+
+
+def test_a_further_seed_tells_what_differs_from_the_first(tmp_path: Path, picture: Picture) -> None:
+    found = records()
+    page_of(tmp_path / "index.html", picture, found)
+    sections = (tmp_path / "index.html").read_text().split('<details id="run-')[1:]
+    assert "<dt>task</dt>" in sections[0] and 'as in <a href="#run-1">' not in sections[0]
+    assert "<dt>task</dt>" not in sections[1] and 'as in <a href="#run-1">AdPE pretrained 0 112</a>' in sections[1]
+    assert "<dt>seed</dt><dd>1</dd>" in sections[1] and "<dt>mIoU</dt><dd>42.00</dd>" in sections[1]
+    # A record with other fields than the first is told in full.
+    page_of(tmp_path / "index.html", picture, [found[0], found[1] | {"precision": "bfloat16"}])
+    sections = (tmp_path / "index.html").read_text().split('<details id="run-')[1:]
+    assert "<dt>task</dt>" in sections[1] and "<dt>precision</dt>" in sections[1]
 
 
 def test_curves_are_valid_json_with_gaps_for_nan(tmp_path: Path, picture: Picture) -> None:

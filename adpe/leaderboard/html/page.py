@@ -30,7 +30,9 @@ from adpe.leaderboard.tasks import metric_of, show_metric
 
 _FOLDER = Path(__file__).parent
 _MOST_POINTS = 1000
-# Columns of text that may be long: two lines of it are shown, all of it on hover.
+# What the seeds of a row have in common.
+_ROW = ("suite", "method", "task", "dataset", "start", "sweep", "fingerprint")
+# Columns of text that may be long, and from how many letters on it is: two lines are shown, the rest on hover.
 _LONG, _SHORT = ("Pretraining", "Own settings", "Source"), 24
 
 
@@ -121,7 +123,7 @@ def write_page(
         problems=leaderboard.problems,
         charts=[_chart(chart) for chart in charts],
         pictures=[_picture(picture, embedded) for picture in pictures],
-        runs=[_run(run, embedded) for run in runs],
+        runs=_runs(runs, embedded),
         css=(_FOLDER / "page.css").read_text(encoding="utf-8"),
         script=script,
         script_hash=f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}",
@@ -201,7 +203,7 @@ def _bars(table: Table, name: str) -> dict[str, Any]:
         cell = row.cells[name]
         details = [row.name, f"mean {value_entry(name, cell).text}", difference_entry(name, row).text]
         details += [f"seed {seed}: {value:.{metric.digits}f}" for seed, value in cell.values.items()]
-        details += [row.pretraining, row.source]
+        details += [row.pretraining or "", row.source or ""]
         alike = names[row.protocol, row.name] > 1
         bars.append(
             {
@@ -268,17 +270,31 @@ def _picture(picture: Picture, embedded: dict[str, int]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _run(run: Run, embedded: dict[str, int]) -> dict[str, Any]:
+def _runs(runs: Sequence[Run], embedded: dict[str, int]) -> list[dict[str, Any]]:
+    """Every run's section; a further seed of a row tells what differs from the first, which it names."""
+    first: dict[str, tuple[int, Run]] = {}
+    sections = []
+    for number, run in enumerate(runs, start=1):
+        row = str([run.record.get(name) for name in _ROW])
+        other = first.setdefault(row, (number, run))
+        alike = [name for name, _ in facts(other[1].record)] == [name for name, _ in facts(run.record)]
+        sections.append(_run(run, embedded, other if alike and other[0] != number else None))
+    return sections
+
+
+def _run(run: Run, embedded: dict[str, int], other: tuple[int, Run] | None) -> dict[str, Any]:
     record = run.record
     metrics = ", ".join(
         f"{metric_of(name).label} {show_metric(name, value)}"
         for name, value in list(record.get("metrics", {}).items())[:2]
     )
     seed = "no seed" if record.get("seed") is None else f"seed {record['seed']}"
+    known = set(facts(other[1].record)) if other else set()
     return {
         "name": record.get("run", "unnamed run"),
         "summary": " · ".join(part for part in (seed, metrics) if part),
-        "facts": facts(record),
+        "other": other and {"number": other[0], "name": other[1].record.get("run", "unnamed run")},
+        "facts": [fact for fact in facts(record) if fact not in known],
         "charts": [_chart(chart) for chart in run.charts],
         "pictures": [_picture(picture, embedded) for picture in run.pictures],
     }

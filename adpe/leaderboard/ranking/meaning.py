@@ -10,7 +10,7 @@ from adpe.leaderboard.tasks import metric_of
 
 def meaning(table: Table) -> list[str]:
     """Sentences for the reader of a table that has results; none for one without."""
-    sentences = []
+    sentences: list[str] = []
     for letter in table.protocols:
         rows = [row for row in table.results if row.protocol == letter and row.kind == OURS]
         under = f" under protocol {letter}" if len(table.protocols) > 1 else ""
