@@ -71,9 +71,13 @@ def compare(a: Sequence[Record], b: Sequence[Record], *, confidence: float = 0.9
     lines = []
     for mine_key, their_key in pairs:
         mine, theirs = first[mine_key], second[their_key]
+        sentences = _sentences(mine, theirs, confidence, resamples)
+        if not sentences:
+            lines.append(f"Not compared, neither has a metric: {_words(mine)}.")
+            continue
         lines.append(f"{_words(mine)}:")
         lines += [f"  {mark}" for mark in _marks(mine_key == their_key, mine, theirs)]
-        lines += [f"  {sentence}" for sentence in _sentences(mine, theirs, confidence, resamples)]
+        lines += [f"  {sentence}" for sentence in sentences]
     compared = {key for pair in pairs for key in pair}
     for key, side in [*first.items(), *second.items()]:
         if key not in compared:

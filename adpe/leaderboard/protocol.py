@@ -68,6 +68,13 @@ def protocol_of(record: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return protocol if isinstance(protocol, Mapping) and protocol.get("version") == VERSION else None
 
 
+def classes_of(record: Mapping[str, Any]) -> int | None:
+    """Classes of the validation data, where the record's protocol has them."""
+    data = (protocol_of(record) or {}).get("data") or {}
+    classes = (data.get("val") or {}).get("classes")
+    return classes if isinstance(classes, int) else None
+
+
 def protocol_key(record: Mapping[str, Any]) -> str:
     """What the records of rows that are ranked together have in common.
 

@@ -27,6 +27,7 @@ from typing import Any
 from adpe.errors import UserError, require
 from adpe.files import ROOT
 from adpe.leaderboard.tasks import TASKS
+from adpe.leaderboard.text import without_controls
 
 FOLDER = ROOT / "benchmarks" / "published"
 # published: printed in the source. implied: calculated from what the source prints. quoted: printed in a third place.
@@ -86,7 +87,7 @@ def read_published(directory: str | Path = FOLDER) -> list[dict[str, Any]]:
     entries: list[dict[str, Any]] = []
     seen: dict[str, str] = {}
     for path in sorted(Path(directory).glob("*.yaml")):
-        content = read_yaml(path)
+        content = without_controls(read_yaml(path))
         if not isinstance(content, list):
             raise UserError(f"{path}: expected a list of rows, found {type(content).__name__}.")
         for number, entry in enumerate(content, start=1):

@@ -13,6 +13,7 @@ from typing import Any
 
 from adpe.errors import UserError
 from adpe.leaderboard.tasks import TASKS
+from adpe.leaderboard.text import without_controls
 
 SCHEMA = 1
 _REQUIRED: dict[str, type | tuple[type, ...]] = {
@@ -29,7 +30,7 @@ _REQUIRED: dict[str, type | tuple[type, ...]] = {
 _OPTIONAL: dict[str, type | tuple[type, ...]] = {
     "suite": str, "start": str, "sweep": str, "fingerprint": (str, dict), "task_fingerprint": str, "protocol": dict,
     "own": dict, "pretrained_from": dict, "hardware": dict, "per_image": str, "checkpoint": str, "effective_batch": int,
-    "wall_time_s": (int, float), "pretraining_epochs": (int, float),
+    "wall_time_s": (int, float), "pretraining_epochs": (int, float), "author_verified": bool,
 }  # fmt: skip
 _FILES = ("checkpoint", "per_image")
 # What tells the runs of a file apart: a record that agrees in all of these is the same one written again.
@@ -44,8 +45,8 @@ def append_record(path: str | Path, record: dict[str, Any]) -> bool:
 
     The file is locked from the look for the same record to the end of the write, so that two processes neither lose
     nor duplicate one. A line left truncated by an earlier crash is closed first, so that it spoils nothing but itself.
-    Numbers that JSON does not have (NaN, infinity) become null. A protocol that the file holds already, by its
-    fingerprint, is not repeated; `read_records` gives it to every record that has it.
+    Numbers that JSON does not have (NaN, infinity) become null, and control characters are left out. A protocol that
+    the file holds already, by its fingerprint, is not repeated; `read_records` gives it to every record that has it.
 
     Returns:
         False if the same record was there already, and nothing was written.
@@ -57,7 +58,7 @@ def append_record(path: str | Path, record: dict[str, Any]) -> bool:
     fault = record_fault(record)
     if fault:
         raise ValueError(f"record for {path}: {fault}")
-    path = Path(path)
+    path, record = Path(path), without_controls(record)
     path.parent.mkdir(parents=True, exist_ok=True)
     file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
     try:
@@ -84,8 +85,9 @@ def read_records(path: str | Path) -> tuple[list[dict[str, Any]], list[str]]:
     """Read a file of records.
 
     Returns:
-        the valid records in order of the file, without those that a later record of their run repeats with more
-        metrics, and for each line that is no record a sentence ``path:line: what is wrong``.
+        the valid records in order of the file, their texts without control characters, which would steer a terminal,
+        and without the records that a later one of their run repeats with more metrics; and for each line that is no
+        record a sentence ``path:line: what is wrong``.
     """
     records, faults = [], []
     for number, line in enumerate(Path(path).read_bytes().splitlines(keepends=True), start=1):
@@ -95,11 +97,14 @@ def read_records(path: str | Path) -> tuple[list[dict[str, Any]], list[str]]:
             record = json.loads(line)
         except (ValueError, RecursionError):
             truncated = "" if line.endswith(b"\n") else ", truncated while it was written"
-            faults.append(f"{path}:{number}: not a JSON line{truncated}; skipped")
+            faults.append(without_controls(f"{path}:{number}: not a JSON line{truncated}; skipped"))
             continue
+        # JSON writes control characters below 0x80 as escapes.
+        if b"\\" in line or not line.isascii() or b"\x7f" in line:
+            record = without_controls(record)
         fault = record_fault(record)
         if fault:
-            faults.append(f"{path}:{number}: {fault}; skipped")
+            faults.append(without_controls(f"{path}:{number}: {fault}; skipped"))
         else:
             records.append(record)
     share_protocols(records)

@@ -21,6 +21,8 @@ class Metric:
         scale: factor from the recorded to the shown value; mmdet reports AP as a fraction, papers in percent.
         higher_is_better: direction of the ranking.
         digits: decimals shown.
+        floor: shown value up to which nothing was learnt.
+        by_class: a constant prediction may reach 100 / classes, which is the floor where their number is known.
     """
 
     label: str
@@ -28,6 +30,12 @@ class Metric:
     scale: float = 1.0
     higher_is_better: bool = True
     digits: int = 2
+    floor: float = 0.0
+    by_class: bool = False
+
+    def floor_of(self, classes: int | None) -> float:
+        """Shown value up to which nothing was learnt, on data of so many classes (None: not recorded)."""
+        return 100.0 / classes if self.by_class and classes and classes > 1 else self.floor
 
 
 @dataclass(frozen=True)
@@ -46,15 +54,16 @@ class Task:
 
 
 METRICS: dict[str, Metric] = {
-    "mIoU": Metric("mIoU"),
-    "mIoU_ms": Metric("mIoU, multi-scale"),
-    "top1": Metric("top-1"),
+    # Of 80 classes, COCO's, where their number is not recorded.
+    "mIoU": Metric("mIoU", floor=1.25, by_class=True),
+    "mIoU_ms": Metric("mIoU, multi-scale", floor=1.25, by_class=True),
+    "top1": Metric("top-1", by_class=True),
     "top5": Metric("top-5"),
     "mAcc": Metric("mean accuracy"),
     "aAcc": Metric("pixel accuracy"),
     "mIoU_ignored_predicted": Metric("mIoU, ignored labels predicted"),
     **{
-        f"{kind}_mAP{suffix}": Metric(f"{label} AP{shown}", scale=100.0)
+        f"{kind}_mAP{suffix}": Metric(f"{label} AP{shown}", scale=100.0, floor=0.1)
         for kind, label in (("bbox", "box"), ("segm", "mask"))
         for suffix, shown in {"": "", "_50": "50", "_75": "75", "_s": " small", "_m": " medium", "_l": " large"}.items()
     },
@@ -102,6 +111,12 @@ METRICS: dict[str, Metric] = {
     },
     "no_agreement_share": Metric("confident without an agreeing view"),
     "pseudo_label_top1": Metric("all pseudo-labels that are right"),
+    "PQ": Metric("PQ"),
+    "delta1": Metric("δ1"),
+    "FID": Metric("FID", unit="", higher_is_better=False),
+    "IS": Metric("inception score", unit="", digits=1),
+    "copy_mAP": Metric("copy detection mAP"),
+    "J_and_F": Metric("(J&F)m"),
     "loss": Metric("loss", unit="", higher_is_better=False, digits=4),
 }
 # In the order of the tables.
@@ -118,6 +133,12 @@ TASKS: dict[str, Task] = {
     "adaptation": Task(
         ("pacmac_top1", "source_only_top1", "oracle_top1", "confidence_top1"), "Domain Adaptation", published=False
     ),
+    # Known from publications alone: no config of ours records them.
+    "panoptic segmentation": Task(("PQ",), "Panoptic Segmentation"),
+    "depth": Task(("delta1",), "Monocular Depth Estimation"),
+    "image generation": Task(("FID", "IS"), "Image Generation"),
+    "copy detection": Task(("copy_mAP",), "Image Retrieval"),
+    "video segmentation": Task(("J_and_F",), "Video Object Segmentation"),
     "pretrain": Task(("loss",), "Self-Supervised Image Classification", published=False),
 }
 

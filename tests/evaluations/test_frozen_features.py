@@ -18,6 +18,7 @@ from safetensors import safe_open
 import adpe
 from adpe.engine.evaluating import evaluate_main
 from adpe.engine.launch import train_main
+from adpe.evaluations.features.frozen_encoder import AdPEFrozenEncoder, last_tokens, pool_tokens
 from adpe.leaderboard.records import read_records
 from adpe.leaderboard.uncertainty.paired_images import metrics_of, read_per_image
 
@@ -118,3 +119,36 @@ def test_labels_are_matched_by_name(data: Path, tmp_path: Path) -> None:
     file = encoder(tmp_path / "encoder.safetensors")
     more = [f"pretrained={file}", "evaluation.k=3", "val_dataloader.dataset.num_classes=2"]
     assert run("knn", tmp_path / "run", *options(part, *more))["metrics"]["top1"] == 100.0
+
+
+@pytest.mark.parametrize("pool", ["avg", "token"])
+def test_features_before_the_final_norm_give_those_after_it(pool: str) -> None:
+    """Norm and pooling by hand; features that are pooled before the norm are others."""
+    torch.manual_seed(0)
+    made = dict(model="adpe_vit_tiny_patch8", global_pool=pool, **SHAPE)
+    both = {norm: AdPEFrozenEncoder(**made, final_norm=norm) for norm in (True, False)}
+    with torch.no_grad():
+        both[True].backbone.norm.weight.uniform_(0.5, 2.0)
+    both[False].load_state_dict(both[True].state_dict())
+    images = torch.randn(3, 3, 32, 32)
+    before, backbone = both[False](images), both[False].backbone
+    tokens = backbone.norm(last_tokens(backbone, images, final_norm=False))
+    torch.testing.assert_close(pool_tokens(tokens, 1, pool), both[True](images))  # type: ignore[arg-type]
+    if pool == "token":
+        torch.testing.assert_close(backbone.norm(before), both[True](images))
+    assert (before - both[True](images)).abs().max() > 0.1
+
+
+def test_the_protocol_says_that_features_are_read_before_the_norm(data: Path, tmp_path: Path) -> None:
+    path = encoder(tmp_path / "encoder.safetensors")
+    common = options(data, f"pretrained={path}", "evaluation.k=3", "model.global_pool=token")
+    after = run("knn", tmp_path / "a", *common)
+    before = run("knn", tmp_path / "b", *common, "model.final_norm=False")
+    assert after["protocol"]["facts"]["pooling"] == "token"
+    assert before["protocol"]["facts"]["pooling"] == "token, before the final norm"
+    assert before["fingerprint"] != after["fingerprint"]
+    # Features that were kept of the one reading do not serve the other.
+    run("knn", tmp_path / "a", *common, "model.final_norm=False")
+    kept = [safe_open(tmp_path / name / "features_val.safetensors", "pt") for name in "ab"]
+    for name in kept[1].keys():  # noqa: SIM118  the file is no mapping
+        assert torch.equal(kept[0].get_tensor(name), kept[1].get_tensor(name))

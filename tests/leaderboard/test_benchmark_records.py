@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import tiny_training
+import torch
 
 from adpe.engine.config import read_config
 from adpe.engine.hooks.recording import config_sha256
@@ -69,3 +70,23 @@ def test_a_resumed_random_start_is_one(tmp_path: Path) -> None:
     assert train_main([str(path), "--work-dir", str(run), "--resume", str(run / "iter_2.pth")]) == 0
     (resumed,), _ = read_records(run / "record.jsonl")
     assert (resumed["start"], resumed["pretrained_sha256"], resumed["pretrained_from"]) == ("random", None, None)
+
+
+def test_two_seeds_differ_and_one_repeats(tmp_path: Path) -> None:
+    """What a record says of its seed is what ran with it: weights and metrics, bit by bit."""
+    found, weights = [], []
+    for number, seed in enumerate((0, 0, 1)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        path = tiny_training.config(
+            folder, iterations=4, extra="record = dict(method='m', task='pretrain', dataset='d')"
+        )
+        assert train_main([str(path), "--work-dir", str(folder / "run"), "--seed", str(seed)]) == 0
+        found += read_records(folder / "run" / "record.jsonl")[0]
+        state = torch.load(folder / "run" / "iter_4.pth", weights_only=False)["state_dict"]
+        weights.append(torch.cat([tensor.flatten() for tensor in state.values()]))
+    assert [one["seed"] for one in found] == [0, 0, 1]
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+    assert found[0]["metrics"] == found[1]["metrics"] != found[2]["metrics"]
+    # The seed is no part of the protocol: the three are rows of one protocol.
+    assert len({one["fingerprint"] for one in found}) == 1

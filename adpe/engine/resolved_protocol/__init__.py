@@ -115,6 +115,12 @@ def compared(own: dict[str, Any], task: dict[str, Any] | None) -> dict[str, Any]
     }
 
 
+def _pooling(model: Any) -> str | None:
+    """How one vector an image comes about, where the model has one."""
+    pooling = getattr(model, "global_pool", None)
+    return pooling if getattr(model, "final_norm", True) else f"{pooling}, before the final norm"
+
+
 def _in_precision_of(own: dict[str, Any], task: dict[str, Any]) -> dict[str, Any]:
     """The protocol of a task in the precision of the run, which ``--amp`` or the machine decides and no method."""
     config, optimizer = task["config"], task["optimizer"]
@@ -190,7 +196,7 @@ def describe_evaluation(
         "head": evaluation.head,
         "crop": as_json(transform.get("input_size")),
         "crop_pct": transform.get("crop_pct"),
-        "pooling": getattr(model, "global_pool", None),
+        "pooling": _pooling(model),
         "split": dataset.get("split"),
         "images": [cfg[name].dataset.get("limit") for name in _DATA.values() if cfg.get(name)],
         **as_json(evaluation.facts()),

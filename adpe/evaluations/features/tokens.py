@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from adpe.engine.resuming.reproducible import AdPESeededDataset
 from adpe.errors import UserError
 from adpe.evaluations.base import Subject, weights_digest
+from adpe.evaluations.features.frozen_encoder import last_tokens
 from adpe.files import atomic_write
 
 # Images that pass through the encoder at once.
@@ -27,13 +28,7 @@ _PROBED = 8  # images of which it is seen whether their transform is random
 def tokens_of(model: nn.Module, images: Tensor, final_norm: bool) -> Tensor:
     """Class tokens and patch tokens ``(B, K + N, D)`` float32 after the last block, before or after the final norm."""
     backbone: Any = model.backbone
-    found = []
-    for part in images.split(_CHUNK):
-        maps = backbone.forward_intermediates(
-            part, 1, return_prefix_tokens=True, norm=final_norm, output_fmt="NLC", intermediates_only=True
-        )[0]
-        found.append((torch.cat([maps[1], maps[0]], dim=1) if isinstance(maps, tuple) else maps).float())
-    tokens = torch.cat(found)
+    tokens = torch.cat([last_tokens(backbone, part, final_norm).float() for part in images.split(_CHUNK)])
     if not bool(torch.isfinite(tokens).all()):
         raise UserError("the encoder's tokens of a batch of images are not finite.")
     return tokens

@@ -36,6 +36,8 @@
     return "value" in cell.dataset ? Number(cell.dataset.value) : cell.textContent.trim();
   };
   const compare = (a, b) => (typeof a === "number" && typeof b === "number" ? a - b : String(a).localeCompare(String(b)));
+  // The row that heads a protocol is none of them.
+  const rowsOf = (body) => [...body.rows].filter((row) => !row.classList.contains("protocol"));
   // Rows are sorted within their protocol's tbody, unless mixing is asked for: then they stand in the first one, under
   // a caption that says so, until it is taken back.
   const mixed = document.getElementById("mixed");
@@ -47,7 +49,7 @@
     const present = (value) => (numeric ? typeof value === "number" : value !== "");
     const order = (rows) => rows.map((row) => [key(row, column), row])
       .sort(([a], [b]) => present(b) - present(a) || (descending ? compare(b, a) : compare(a, b))).map(([, row]) => row);
-    const rows = [...table.tBodies].flatMap((body) => [...body.rows]);
+    const rows = [...table.tBodies].flatMap(rowsOf);
     if (mixed.checked) {
       table.tBodies[0].append(...order(rows));
     } else {
@@ -57,7 +59,7 @@
   };
   const tables = [...document.querySelectorAll("table.sortable")];
   for (const table of tables) {
-    for (const body of table.tBodies) for (const row of body.rows) homes.set(row, body);
+    for (const body of table.tBodies) for (const row of rowsOf(body)) homes.set(row, body);
     [...table.tHead.rows[0].cells].forEach((head, column) => {
       head.firstElementChild.addEventListener("click", () => {
         const now = head.getAttribute("aria-sort");
@@ -65,6 +67,15 @@
       });
     });
   }
+  // A protocol's heading stands over rows of its own that the filter shows.
+  const head = () => {
+    for (const table of tables) {
+      for (const body of table.tBodies) {
+        const heading = body.querySelector("tr.protocol");
+        if (heading) heading.hidden = mixed.checked || !rowsOf(body).some((row) => !row.hidden);
+      }
+    }
+  };
   const mix = () => {
     document.getElementById("mixing").hidden = !mixed.checked;
     for (const table of tables) {
@@ -72,14 +83,16 @@
       const column = Math.max(0, heads.findIndex((head) => head.getAttribute("aria-sort") !== "none"));
       sort(table, column, heads[column].getAttribute("aria-sort") === "descending");
     }
+    head();
   };
   if (mixed) mixed.addEventListener("change", mix);
   const input = document.getElementById("filter");
   const filter = () => {
     const words = input.value.toLowerCase().split(/\s+/).filter(Boolean);
-    const rows = tables.flatMap((table) => [...table.tBodies].flatMap((body) => [...body.rows]));
+    const rows = tables.flatMap((table) => [...table.tBodies].flatMap(rowsOf));
     for (const row of rows) row.hidden = !words.every((word) => row.textContent.toLowerCase().includes(word));
     const shown = rows.filter((row) => !row.hidden).length;
+    head();
     document.getElementById("shown").textContent = words.length ? `${shown} of ${rows.length} rows` : "";
   };
   if (input) input.addEventListener("input", filter);
@@ -101,44 +114,79 @@
     return [event.clientX - bounds.left, event.clientY - bounds.top];
   };
 
-  const drawBars = (figure, spec, width) => {
-    const bar = 20, row = 46, top = 4, right = 64;
-    const height = top + row * spec.bars.length + 22;
-    const svg = make(figure, "svg", { viewBox: `0 0 ${width} ${height}`, height, role: "img", "aria-label": spec.title });
-    const ends = spec.bars.flatMap((item) => [item.mean + (item.std || 0), item.mean - (item.std || 0), ...item.values]);
-    const low = Math.min(0, ...ends), high = Math.max(0, ...ends) || 1;
-    const x = (value) => ((value - low) / (high - low)) * (width - right) + 1;
-    for (const value of ticks(low, high, Math.max(2, Math.floor(width / 110)))) {
-      make(svg, "line", { class: "grid", x1: x(value), x2: x(value), y1: top, y2: height - 20 });
-      make(svg, "text", { x: x(value), y: height - 5, "text-anchor": value === low ? "start" : "middle" }, number(value));
+  const fillOf = (kind) => (kind === "baseline" ? "var(--soft)" : kind === "ours" ? "var(--c0)" : "var(--c3)");
+  // Means as points, since the axis need not begin at 0; whole protocols until there are enough, the rest on demand.
+  const drawBars = (figure, spec, width, state) => {
+    const row = 21, heading = 26, top = 8, right = 58;
+    const words = new Map(spec.groups), letters = [...words.keys()];
+    const named = spec.named;
+    let shown = [];
+    for (const letter of letters) {
+      const members = spec.bars.filter((item) => item.group === letter);
+      if (!state.all && shown.length && shown.length + members.length > 24) break;
+      shown = shown.concat(members);
     }
-    spec.bars.forEach((item, index) => {
-      const y = top + index * row + 18;
-      const group = make(svg, "g");
-      const room = Math.floor(width / 7.2);
-      const label = item.label.length > room ? `${item.label.slice(0, room - 1)}…` : item.label;
-      make(group, "text", { class: "name", x: 1, y: y - 5 }, label);
-      const fill = item.kind === "baseline" ? "var(--soft)" : item.kind === "ours" ? "var(--c0)" : "var(--c3)";
-      make(group, "rect", {
-        x: Math.min(x(0), x(item.mean)), y, width: Math.max(1, Math.abs(x(item.mean) - x(0))), height: bar, rx: 3,
-        fill, "fill-opacity": item.kind === "ours" ? 0.85 : 0.5,
-      });
-      const middle = y + bar / 2;
-      let end = x(Math.max(item.mean, 0));
-      if (item.std !== null) {
-        const [a, b] = [x(item.mean - item.std), x(item.mean + item.std)];
-        make(group, "path", { class: "whisker", d: `M${a} ${middle}H${b}M${a} ${middle - 5}v10M${b} ${middle - 5}v10` });
-        end = Math.max(end, b);
+    const present = letters.filter((letter) => shown.some((item) => item.group === letter));
+    const kinds = [...new Set(shown.map((item) => item.kind))];
+    if (kinds.length > 1) {
+      const list = make(figure, "div", { class: "key" });
+      for (const kind of kinds) {
+        const entry = make(list, "span");
+        const mark = make(entry, "svg", { viewBox: "0 0 10 10" });
+        make(mark, "circle", { cx: 5, cy: 5, r: 4.5, fill: fillOf(kind) });
+        entry.append(kind);
       }
-      for (const value of item.values) {
-        make(group, "circle", { class: "seed", cx: x(value), cy: middle, r: 3 });
-        end = Math.max(end, x(value) + 3);
+    }
+    const height = top + row * shown.length + (named ? heading * present.length : 0) + 26;
+    const svg = make(figure, "svg", { viewBox: `0 0 ${width} ${height}`, height, role: "img", "aria-label": spec.title });
+    const left = Math.min(270, Math.floor(width * 0.42));
+    const ends = shown.flatMap((item) => [item.mean + (item.std || 0), item.mean - (item.std || 0), ...item.values]);
+    let [low, high] = [Math.min(...ends), Math.max(...ends)];
+    const pad = (high - low) * 0.06 || Math.abs(high) * 0.06 || 1;
+    [low, high] = [low >= 0 ? Math.max(0, low - pad) : low - pad, high + pad];
+    const x = (value) => left + ((value - low) / (high - low)) * (width - left - right);
+    for (const value of ticks(low, high, Math.max(3, Math.floor((width - left) / 70)))) {
+      make(svg, "line", { class: "grid", x1: x(value), x2: x(value), y1: top, y2: height - 22 });
+      make(svg, "text", { x: x(value), y: height - 6, "text-anchor": "middle" }, number(value));
+    }
+    const cut = (text, room) => (text.length > room ? `${text.slice(0, room - 1)}…` : text);
+    let y = top;
+    for (const letter of present) {
+      if (named) {
+        const title = make(svg, "text", { class: "group", x: 1, y: y + 17 }, cut(words.get(letter), Math.floor(width / 7)));
+        make(title, "title", {}, words.get(letter));
+        y += heading;
       }
-      make(group, "text", { class: "name", x: end + 8, y: middle + 4 }, item.mean.toFixed(spec.digits));
-      make(group, "rect", { x: 0, y: y - 18, width, height: row, fill: "transparent" });
-      group.addEventListener("pointermove", (event) => tip(figure, item.detail, ...place(figure, event)));
-    });
+      for (const item of shown.filter((one) => one.group === letter)) {
+        const middle = y + row / 2;
+        const group = make(svg, "g");
+        make(group, "rect", { x: 0, y, width, height: row, fill: "transparent" });
+        make(group, "text", { class: "name", x: 1, y: middle + 4 }, cut(item.label, Math.floor(left / 7)));
+        make(group, "line", { class: "grid", x1: left, x2: width - right, y1: middle, y2: middle });
+        let end = x(item.mean) + 5;
+        if (item.std !== null) {
+          const [a, b] = [x(item.mean - item.std), x(item.mean + item.std)];
+          make(group, "path", { class: "whisker", d: `M${a} ${middle}H${b}M${a} ${middle - 4}v8M${b} ${middle - 4}v8` });
+          end = Math.max(end, b);
+        }
+        for (const value of item.values) {
+          make(group, "circle", { class: "seed", cx: x(value), cy: middle, r: 2.6 });
+          end = Math.max(end, x(value) + 3);
+        }
+        make(group, "circle", { class: "mean", cx: x(item.mean), cy: middle, r: 5, fill: fillOf(item.kind) });
+        make(group, "text", { x: end + 7, y: middle + 4 }, item.mean.toFixed(spec.digits));
+        group.addEventListener("pointermove", (event) => tip(figure, item.detail, ...place(figure, event)));
+        y += row;
+      }
+    }
     svg.addEventListener("pointerleave", () => tip(figure, null));
+    if (shown.length < spec.bars.length) {
+      const button = make(figure, "button", { class: "more", type: "button" }, `show all ${spec.bars.length} rows of ${letters.length} protocols`);
+      button.addEventListener("click", () => {
+        state.all = true;
+        draw(figure);
+      });
+    }
   };
 
   const drawLines = (figure, spec, width, hidden) => {
@@ -224,10 +272,11 @@
     const style = getComputedStyle(figure);
     const width = Math.floor(figure.clientWidth - parseFloat(style.paddingLeft) - parseFloat(style.paddingRight));
     if (width <= 0) return;
-    if (!states.has(figure)) states.set(figure, { spec: JSON.parse(figure.dataset.chart), hidden: new Set() });
-    const { spec, hidden } = states.get(figure);
-    figure.querySelectorAll("svg, .legend, .tip").forEach((element) => element.remove());
-    if (spec.bars) drawBars(figure, spec, width);
+    if (!states.has(figure)) states.set(figure, { spec: JSON.parse(figure.dataset.chart), hidden: new Set(), all: false });
+    const state = states.get(figure);
+    const { spec, hidden } = state;
+    figure.querySelectorAll("svg, .legend, .key, .more, .tip").forEach((element) => element.remove());
+    if (spec.bars) drawBars(figure, spec, width, state);
     else drawLines(figure, spec, width, hidden);
   }
   const charts = [...document.querySelectorAll(".chart")];
@@ -273,8 +322,9 @@
       filter();
     }
     const target = location.hash && document.getElementById(location.hash.slice(1));
-    if (target instanceof HTMLDetailsElement) {
-      target.open = true;
+    const section = target && target.closest("details");
+    if (section) {
+      section.open = true;
       target.scrollIntoView();
     }
   };

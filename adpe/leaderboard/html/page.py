@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -22,12 +23,17 @@ from adpe.errors import UserError
 from adpe.files import atomic_write
 from adpe.leaderboard.protocol import own_settings, plain
 from adpe.leaderboard.ranking import Leaderboard
-from adpe.leaderboard.ranking.rows import OURS, Row, Table
-from adpe.leaderboard.tables import body, captions, difference_entry, header, is_numeric, value_entry
+from adpe.leaderboard.ranking.meaning import meaning
+from adpe.leaderboard.ranking.rows import Row, Table
+from adpe.leaderboard.tables import body, difference_entry, header, is_numeric, legend, notes, value_entry
 from adpe.leaderboard.tasks import metric_of, show_metric
 
 _FOLDER = Path(__file__).parent
 _MOST_POINTS = 1000
+# What the seeds of a row have in common.
+_ROW = ("suite", "method", "task", "dataset", "start", "sweep", "fingerprint")
+# Columns of text that may be long, and from how many letters on it is: two lines are shown, the rest on hover.
+_LONG, _SHORT = ("Pretraining", "Own settings", "Source"), 24
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG or JPEG file, embedded in the page, and what it shows."""
+    """A PNG or JPEG file, embedded in the page, and what it shows. One that was embedded before is linked to."""
 
     path: Path
     caption: str
@@ -94,6 +100,7 @@ def write_page(
         UserError: if a picture is missing or not an image.
     """
     script = (_FOLDER / "page.js").read_text(encoding="utf-8")
+    embedded: dict[str, int] = {}
     sections = {
         "leaderboard": ("Leaderboard", leaderboard.tables),
         "reported": ("Reported", leaderboard.problems),
@@ -115,8 +122,8 @@ def write_page(
         tables=[_table(table, runs) for table in leaderboard.tables],
         problems=leaderboard.problems,
         charts=[_chart(chart) for chart in charts],
-        pictures=[_picture(picture) for picture in pictures],
-        runs=[_run(run) for run in runs],
+        pictures=[_picture(picture, embedded) for picture in pictures],
+        runs=_runs(runs, embedded),
         css=(_FOLDER / "page.css").read_text(encoding="utf-8"),
         script=script,
         script_hash=f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}",
@@ -152,8 +159,10 @@ def facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _table(table: Table, runs: Sequence[Run]) -> dict[str, Any]:
     numeric, titles = is_numeric(table), header(table)
+    protocols = {letter: {"name": name, "text": text, "difference": difference}
+                 for letter, (name, text, difference) in zip(table.protocols, legend(table), strict=True)}  # fmt: skip
     rows = []
-    for row, line in zip(table.rows, body(table), strict=True):
+    for row, line in zip(table.results, body(table), strict=True):
         cells = [
             {
                 "text": entry.text,
@@ -161,47 +170,64 @@ def _table(table: Table, runs: Sequence[Run]) -> dict[str, Any]:
                 "numeric": numeric[index],
                 "is_best": entry.is_best,
                 "notes": entry.notes,
-                "links": _links(row, runs) if titles[index] == "Seeds" else [],
+                "is_long": titles[index] in _LONG and len(entry.text) > _SHORT,
+                "seeds": _seeds(row, runs) if titles[index] == "Seeds" else [],
             }
             for index, entry in enumerate(line)
         ]
         rows.append({"kind": row.kind, "is_baseline": row.is_baseline, "protocol": row.protocol, "cells": cells})
+    groups = groupby(rows, key=lambda row: row["protocol"])
     return {
         "title": table.title,
         "columns": list(zip(titles, numeric, strict=True)),
-        "groups": [list(members) for _, members in groupby(rows, key=lambda row: row["protocol"])],
-        "captions": captions(table),
+        "groups": [{"protocol": protocols[letter], "rows": list(members)} for letter, members in groups],
+        "meaning": meaning(table),
+        "captions": notes(table),
         "sentences": table.sentences(),
-        "charts": [_bars(table, name) for name in table.metrics],
+        "charts": [_bars(table, name) for name in table.metrics if rows],
     }
 
 
-def _links(row: Row, runs: Sequence[Run]) -> list[tuple[int, str]]:
-    """Number of the section and seed of every run of the row that has a section."""
-    numbered = list(enumerate(runs, start=1))
-    return [(number, str(run.record.get("seed"))) for number, run in numbered if run.record in row.records]
+def _seeds(row: Row, runs: Sequence[Run]) -> list[tuple[str, int | None]]:
+    """Seeds of the row, with the number of the section of the run where there is one."""
+    sections = {run.record.get("seed"): number for number, run in enumerate(runs, start=1) if run.record in row.records}
+    return [(str(seed), sections.get(seed)) for seed in sorted(row.seeds)]
 
 
 def _bars(table: Table, name: str) -> dict[str, Any]:
+    """The metric of every row by protocol, the rows in the table's order."""
     metric, bars = metric_of(name), []
-    for row in table.rows:
-        cell = row.cells.get(name)
-        if cell is None or cell.summary is None:
-            continue
-        letter = f"{row.protocol}: " if len(table.protocols) > 1 else ""
-        detail = [letter + row.name, f"mean {value_entry(name, cell).text}", difference_entry(name, row).text]
-        detail += [f"seed {seed}: {value:.{metric.digits}f}" for seed, value in cell.values.items()]
+    rows = [row for row in table.results if name in row.cells and row.cells[name].summary is not None]
+    names = Counter((row.protocol, row.name) for row in rows)
+    for row in rows:
+        cell = row.cells[name]
+        details = [row.name, f"mean {value_entry(name, cell).text}", difference_entry(name, row).text]
+        details += [f"seed {seed}: {value:.{metric.digits}f}" for seed, value in cell.values.items()]
+        details += [row.pretraining or "", row.source or ""]
+        alike = names[row.protocol, row.name] > 1
         bars.append(
             {
-                "label": letter + row.name + ("" if row.kind == OURS else f", {row.kind}"),
+                "label": f"{row.name}, {row.pretraining}" if alike and row.pretraining else row.name,
+                "group": row.protocol,
                 "kind": "baseline" if row.is_baseline else row.kind,
-                "mean": cell.summary.mean,
-                "std": cell.summary.std,
+                "mean": cell.summary.mean if cell.summary else None,
+                "std": cell.summary.std if cell.summary else None,
                 "values": list(cell.values.values()) if len(cell.values) > 1 else [],
-                "detail": "\n".join(filter(None, detail)),
+                "detail": "\n".join(filter(None, details)),
             }
         )
-    return {"title": f"{metric.label} by method", "digits": metric.digits, "bars": bars}
+    shown = dict.fromkeys(row.protocol for row in rows)
+    return {
+        "title": f"{metric.label} by method" + (", grouped by protocol" if len(shown) > 1 else ""),
+        "digits": metric.digits,
+        "named": len(table.protocols) > 1,
+        "groups": [
+            [letter, f"{title}: {text}"]
+            for letter, (title, text, _) in zip(table.protocols, legend(table), strict=True)
+            if letter in shown
+        ],
+        "bars": bars,
+    }
 
 
 def _chart(chart: Chart) -> dict[str, Any]:
@@ -224,7 +250,8 @@ def _point(point: Iterable[float]) -> list[float | None]:
     return [float(f"{value:.7g}") if math.isfinite(value) else None for value in point]
 
 
-def _picture(picture: Picture) -> dict[str, Any]:
+def _picture(picture: Picture, embedded: dict[str, int]) -> dict[str, Any]:
+    """Source, size and caption; of a picture whose bytes are in `embedded` its number there alone."""
     try:
         with Image.open(picture.path) as image:
             (width, height), kind = image.size, Image.MIME[str(image.format)]
@@ -232,21 +259,42 @@ def _picture(picture: Picture) -> dict[str, Any]:
         raise UserError(f"{picture.path}: there is no such picture for the page.") from None
     except UnidentifiedImageError:
         raise UserError(f"{picture.path}: not an image; the page embeds PNG or JPEG files.") from None
-    data = base64.b64encode(Path(picture.path).read_bytes()).decode()
-    return {"source": f"data:{kind};base64,{data}", "width": width, "height": height, "caption": picture.caption}
+    content = Path(picture.path).read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    if digest in embedded:
+        return {"number": embedded[digest], "source": None, "caption": picture.caption}
+    embedded[digest] = len(embedded) + 1
+    source = f"data:{kind};base64,{base64.b64encode(content).decode()}"
+    return {
+        "number": embedded[digest], "source": source, "width": width, "height": height, "caption": picture.caption
+    }  # fmt: skip
 
 
-def _run(run: Run) -> dict[str, Any]:
+def _runs(runs: Sequence[Run], embedded: dict[str, int]) -> list[dict[str, Any]]:
+    """Every run's section; a further seed of a row tells what differs from the first, which it names."""
+    first: dict[str, tuple[int, Run]] = {}
+    sections = []
+    for number, run in enumerate(runs, start=1):
+        row = str([run.record.get(name) for name in _ROW])
+        other = first.setdefault(row, (number, run))
+        alike = [name for name, _ in facts(other[1].record)] == [name for name, _ in facts(run.record)]
+        sections.append(_run(run, embedded, other if alike and other[0] != number else None))
+    return sections
+
+
+def _run(run: Run, embedded: dict[str, int], other: tuple[int, Run] | None) -> dict[str, Any]:
     record = run.record
     metrics = ", ".join(
         f"{metric_of(name).label} {show_metric(name, value)}"
         for name, value in list(record.get("metrics", {}).items())[:2]
     )
     seed = "no seed" if record.get("seed") is None else f"seed {record['seed']}"
+    known = set(facts(other[1].record)) if other else set()
     return {
         "name": record.get("run", "unnamed run"),
         "summary": " · ".join(part for part in (seed, metrics) if part),
-        "facts": facts(record),
+        "other": other and {"number": other[0], "name": other[1].record.get("run", "unnamed run")},
+        "facts": [fact for fact in facts(record) if fact not in known],
         "charts": [_chart(chart) for chart in run.charts],
-        "pictures": [_picture(picture) for picture in run.pictures],
+        "pictures": [_picture(picture, embedded) for picture in run.pictures],
     }

@@ -25,7 +25,7 @@ def epoch_charts(board: Leaderboard, published: Iterable[Mapping[str, Any]]) -> 
     for table in board.tables:
         for name in table.metrics:
             series: dict[str, list[tuple[float, ...]]] = {}
-            for row in table.rows:
+            for row in table.results:
                 epochs = next((record.get("pretraining_epochs") for record in row.records), None)
                 if row.kind == OURS and isinstance(epochs, int) and name in row.cells and row.cells[name].summary:
                     protocol = f", protocol {row.protocol}" if len(table.protocols) > 1 else ""
@@ -54,7 +54,7 @@ def speed_charts(board: Leaderboard) -> list[Chart]:
     for table in board.tables:
         for name in table.metrics[:1]:
             series: dict[str, list[tuple[float, ...]]] = {}
-            for row in table.rows:
+            for row in table.results:
                 rates = [rate for rate in map(images_per_second, row.records) if rate is not None]
                 if row.kind == OURS and rates and name in row.cells and row.cells[name].summary:
                     devices = {str((record.get("hardware") or {}).get("device")) for record in row.records}

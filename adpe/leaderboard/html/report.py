@@ -30,8 +30,8 @@ def write_report(
     """
     introduction = [
         f"{len(records)} recorded runs beside {len(published)} published rows. A letter stands for a protocol: rows of "
-        "different letters are not comparable, and are neither averaged nor ranked together. In what protocols differ "
-        "stands below each table.",
+        "different letters are not comparable, and are neither averaged nor ranked together. What a letter stands for "
+        "heads its rows, in words.",
         "published: printed in the source. implied: calculated from what the source prints. quoted: printed in a third "
         "place. ours: from a record, which its section below shows in full.",
     ]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import groupby
 
+from adpe.leaderboard.protocol import classes_of
 from adpe.leaderboard.ranking.rows import OURS, Row, Table
 from adpe.leaderboard.tasks import metric_of
 from adpe.leaderboard.uncertainty.seeds import seed_difference
@@ -50,7 +52,7 @@ def compare_rows(table: Table, baseline: str, confidence: float, problems: list[
 
 
 def rank_rows(table: Table) -> None:
-    """Sort the rows by protocol and first metric, ours first; mark the best, and metrics that are 0 in every row."""
+    """Sort the rows by protocol and first metric, ours first; mark the best, and metrics of which no row learnt."""
     first = table.metrics[0] if table.metrics else ""
 
     def order(row: Row) -> tuple[str, bool, float]:
@@ -62,22 +64,35 @@ def rank_rows(table: Table) -> None:
     table.rows.sort(key=lambda row: (len(row.protocol), *order(row)))
     for letter, members in groupby(table.rows, key=lambda row: row.protocol):
         rows = list(members)
+        under = f" under protocol {letter}" if len(table.protocols) > 1 else ""
+        learnt = []
         for name in table.metrics:
             cells = [row.cells[name] for row in rows if name in row.cells and row.cells[name].summary is not None]
-            if cells and all(_is_nothing(name, cell.summary.mean) for cell in cells if cell.summary):
-                under = f" under protocol {letter}" if len(table.protocols) > 1 else ""
-                zero = f"{0:.{metric_of(name).digits}f}"
-                table.unlearnt.append(f"Nothing was learnt{under}: {metric_of(name).label} is {zero} in every row.")
+            means = [cell.summary.mean for cell in cells if cell.summary]
+            nothing = _nothing(name, means, rows)
+            if nothing:
+                table.unlearnt.append(f"Nothing was learnt{under}: {nothing}.")
                 for cell in cells:
                     cell.difference = None
             elif len(cells) > 1:
-                choose = max if metric_of(name).higher_is_better else min
-                best = choose(cell.summary.mean for cell in cells if cell.summary)
+                best = (max if metric_of(name).higher_is_better else min)(means)
                 for cell in cells:
                     cell.is_best = cell.summary is not None and cell.summary.mean == best
+            learnt += [not nothing] * bool(cells)
+        for row in rows:
+            row.is_result = any(learnt) or not learnt
 
 
-def _is_nothing(name: str, mean: float) -> bool:
-    """Whether a mean is what a model gets that learnt nothing: 0 to the decimals shown, where higher is better."""
+def _nothing(name: str, means: Sequence[float], rows: Sequence[Row]) -> str | None:
+    """That a metric is in no row above what a model gets that learnt nothing, in words; None where it is."""
     metric = metric_of(name)
-    return metric.higher_is_better and float(f"{mean:.{metric.digits}f}") == 0
+    known = {classes_of(record) for row in rows for record in row.records}
+    classes = next(iter(known)) if len(known) == 1 else None
+    floor = metric.floor_of(classes)
+    if not means or not metric.higher_is_better or float(f"{max(means):.{metric.digits}f}") > floor:
+        return None
+    best = f"{max(means):.{metric.digits}f}"
+    if float(best) == 0:
+        return f"{metric.label} is {best} in every row"
+    reached = "a constant prediction may reach" if metric.by_class else "a result is above"
+    return f"{metric.label} is at most {best} in every row; {reached} {floor:.{metric.digits}f}"

@@ -48,6 +48,8 @@ class Row:
         records: the records behind it, those left out of the mean included.
         seeds: seeds recorded, whether their metrics could be used or not.
         note: what a reader of a published row has to know.
+        author_verified: whether the method's authors confirmed every record behind it.
+        is_result: False where every metric shown is one that no row of its protocol learnt.
     """
 
     method: str
@@ -65,6 +67,8 @@ class Row:
     pretraining: str | None = None
     baseline: str | None = None
     is_baseline: bool = False
+    author_verified: bool = False
+    is_result: bool = True
 
     @property
     def name(self) -> str:
@@ -80,7 +84,7 @@ class Table:
     Attributes:
         protocols: letter -> the few facts that head it.
         differences: letter -> in words, from which protocol before it it differs and in what.
-        unlearnt: sentences on protocols under which no row learnt anything.
+        unlearnt: sentences on protocols and metrics of which no row learnt anything.
     """
 
     task: str
@@ -96,6 +100,11 @@ class Table:
         """For example ``"Segmentation on scenes"``."""
         return f"{self.task.capitalize()} on {self.dataset}"
 
+    @property
+    def results(self) -> list[Row]:
+        """The rows but for those of protocols under which nothing was learnt."""
+        return [row for row in self.rows if row.is_result]
+
     def sentences(self) -> list[str]:
         """For every row with a baseline and every metric shown, how the two differ and how sure that is."""
         return [
@@ -107,7 +116,7 @@ class Table:
                 higher_is_better=metric_of(name).higher_is_better,
                 digits=metric_of(name).digits,
             )
-            for row in self.rows
+            for row in self.results
             for name, cell in row.cells.items()
             if name in self.metrics and cell.difference is not None
         ]
@@ -123,7 +132,8 @@ class Observation:
 
 def published_key(entry: Mapping[str, Any]) -> str:
     """The protocol with the encoder: sizes are not ranked together."""
-    return json.dumps({"backbone": entry["backbone"], **entry["protocol"]}, sort_keys=True, default=str)
+    protocol = {name: entry["protocol"][name] for name in ("head", "crop", "schedule", "batch", "scales")}
+    return json.dumps({**protocol, "backbone": entry["backbone"]}, default=str)
 
 
 def seed_row(
@@ -147,6 +157,7 @@ def seed_row(
     method, start, sweep, _ = key
     row = Row(method, start, OURS, protocol, {}, [observation.record for observation in observations], sweep=sweep)
     row.own = own_settings(row.records[-1])
+    row.author_verified = all(record.get("author_verified") is True for record in row.records)
     row.backbone = facts(row.records[0]).get("backbone")
     epochs = row.records[0].get("pretraining_epochs")
     row.pretraining = f"{epochs} epochs" if epochs else None
