@@ -11,7 +11,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable, Sequence
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from adpe.files import atomic_write, lock
 
 _FORM = b"adpe decoded 1"  # of the files, and of the policy in adpe.data.pixels
 _SAMPLE = 64  # images whose contents are part of a file's name
-_DECODERS = ("pillow", "opencv-python-headless", "opencv-python")
+_DECODERS = ("pillow", "torchvision")
 
 logger = logging.getLogger(__name__)
 
@@ -100,10 +100,7 @@ class DecodedSource(ImageSource):
     def _key(self) -> str:
         key = hashlib.sha256(_FORM)
         for package in _DECODERS:
-            try:
-                key.update(f"{package} {version(package)}\0".encode())
-            except PackageNotFoundError:
-                continue
+            key.update(f"{package} {version(package)}\0".encode())
         for names in (self._names, self._offsets, self._sizes):
             key.update(str((names.dtype, names.shape)).encode() + names.tobytes())
         for part in self._parts:

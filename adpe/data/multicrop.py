@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from adpe.data.color import ColorAugmentation
-from adpe.data.jpeg import FACTORS, planes
+from adpe.data.jpeg import planes
+from adpe.data.pixels import FACTORS
 from adpe.errors import UserError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -157,7 +158,7 @@ class MultiCrop:
         return [(*self._box(height, width, generator), generator.random() < self.hflip) for _ in range(self.num_crops)]
 
     def reduction(self, boxes: Sequence[CropBox]) -> int:
-        """The largest of `adpe.data.jpeg.FACTORS` at which every box still has `size` pixels along both sides."""
+        """The largest of `adpe.data.pixels.FACTORS` at which every box still has `size` pixels along both sides."""
         return next(
             factor
             for factor in FACTORS

@@ -55,6 +55,7 @@ _UPRIGHT = {
 _TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_SAMPLE_FORMAT = 258, 262, 339
 _WHITE_IS_ZERO, _SIGNED = 0, 2
 
+FACTORS = (8, 4, 2, 1)  # by which libjpeg reduces both sides while decoding
 Size = tuple[int, int]  # width, height in pixels
 logger = logging.getLogger(__name__)
 _named_folders: set[str] = set()
@@ -137,7 +138,8 @@ def decode_pixels(
         data: the file.
         name: its path, for messages.
         reduction: is given the height and width of the whole image, maybe more than once, and returns by which of
-            `adpe.data.jpeg.FACTORS` it may be reduced. A JPEG that is upright and grey or RGB is, others stay whole.
+            `FACTORS` it may be reduced. A JPEG that is upright and grey or RGB is, by the scaled inverse transform of
+            libjpeg: less arithmetic, while the entropy coding is still read as a whole. Others stay whole.
 
     Returns:
         (ceil(height / factor), ceil(width / factor), 3) uint8, and the factor.
@@ -145,22 +147,35 @@ def decode_pixels(
     Raises:
         CorruptImageError: for what the policy refuses.
     """
-    try:
-        with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
-            _check_shape(*image.size)
-            height, width = image.height, image.width
-            plain = image.mode in ("RGB", "L") and _header(image).orientation == 1
-    except Exception:
-        plain = False  # no JPEG, or a damaged one: see below
-    if plain:
-        factor = 1 if reduction is None else reduction(height, width)
-        pixels = decode_jpeg(data, factor)
-        if pixels is not None and pixels.shape[:2] == (-(-height // factor), -(-width // factor)):
-            return pixels, factor
+    pixels = _decode_plain_jpeg(data, reduction)
+    if pixels is not None:
+        return pixels
     whole = decode_image(data, name)
     if reduction is not None:
         reduction(whole.height, whole.width)
     return np.asarray(whole), 1
+
+
+def _decode_plain_jpeg(
+    data: bytes, reduction: Callable[[int, int], int] | None
+) -> tuple[np.ndarray, int] | None:
+    """As `decode_pixels`, of a whole JPEG that is upright and grey or RGB; None of any other file."""
+    try:
+        with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+            _check_shape(*image.size)
+            height, width = image.height, image.width
+            if image.mode not in ("RGB", "L") or _header(image).orientation != 1:
+                return None
+            factor = 1 if reduction is None else reduction(height, width)
+            if factor > 1:
+                image.draft(None, (width // factor, height // factor))
+                if image.size != (-(-width // factor), -(-height // factor)):
+                    return None
+                return np.asarray(image.convert("RGB")), factor
+    except Exception:
+        return None  # `decode_image` says what is wrong
+    pixels = decode_jpeg(data)
+    return None if pixels is None else (pixels, 1)
 
 
 def decode_picture(data: bytes, name: str, shape: Sequence[int] | None = None) -> Image.Image:
