@@ -15,7 +15,6 @@ from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from adpe.data.jpeg import planes
 
 SMALL = 64  # pixels; the first pass resizes rows that the crop leaves out, which for larger images costs more
 
@@ -47,8 +46,8 @@ def crop_batch(images: np.ndarray, boxes: np.ndarray, size: int, interpolation: 
         out[crops] = _resize(rows, (size, size), interpolation)
     mirrored = flipped.astype(bool)
     out[mirrored] = out[mirrored, :, ::-1]
-    channels = torch.from_numpy(planes(out).reshape(3, *boxes.shape[:2], size, size))
-    return channels.permute(1, 2, 0, 3, 4).contiguous()
+    channels = torch.from_numpy(out).permute(0, 3, 1, 2).contiguous()
+    return channels.view(*boxes.shape[:2], 3, size, size)
 
 
 def _groups(values: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:

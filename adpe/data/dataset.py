@@ -103,7 +103,11 @@ class AdPEImageDataset(Dataset):
         if decode == "scaled" and (cache or self.grouped or maps is not None):
             raise UserError("decode='scaled' goes with one group of crops, without cache and maps.")
         # Private, for what makes no difference to the samples is no part of the protocol; decode stands in the config.
-        self._in_batch, self._crop_on, self._scaled = plain and (cache or crop_on == "device"), crop_on, decode == "scaled"
+        self._in_batch, self._crop_on, self._scaled = (
+            plain and (cache or crop_on == "device"),
+            crop_on,
+            decode == "scaled",
+        )
         self.seed = seed
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 

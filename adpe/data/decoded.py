@@ -78,9 +78,7 @@ class DecodedSource(ImageSource):
         """As `ImageSource`'s."""
         return Image.fromarray(self.decode_pixels(index)[0])
 
-    def decode_pixels(
-        self, index: int, reduction: Callable[[int, int], int] | None = None
-    ) -> tuple[np.ndarray, int]:
+    def decode_pixels(self, index: int, reduction: Callable[[int, int], int] | None = None) -> tuple[np.ndarray, int]:
         """As `ImageSource`'s, of the whole image, read-only."""
         if not 0 <= index < len(self):
             raise IndexError(f"image {index} of {len(self)}")

@@ -71,7 +71,11 @@ def _crop(images: Tensor, boxes: Tensor, weights: Weights) -> Tensor:
     narrow = narrow.view(batch, channels, height, crops, size).permute(0, 3, 2, 1, 4)  # (B, K, H, 3, size)
     narrow = _rounded(narrow, weights.bits[widths]).reshape(batch, crops, height, channels * size)
     out = _rounded((rows @ narrow)[:, :, None], weights.bits[heights])[:, :, 0]
-    return out.view(batch, crops, size, channels, size).transpose(2, 3).to(torch.uint8, memory_format=torch.contiguous_format)
+    return (
+        out.view(batch, crops, size, channels, size)
+        .transpose(2, 3)
+        .to(torch.uint8, memory_format=torch.contiguous_format)
+    )
 
 
 def _placed(table: Tensor, lengths: Tensor, starts: Tensor, extent: int) -> Tensor:
@@ -138,4 +142,7 @@ def _bicubic(x: np.ndarray, a: float = -0.5) -> np.ndarray:
     return np.where(x < 1, near, np.where(x < 2, far, 0))
 
 
-_KERNELS: dict[str, tuple[float, Callable[[np.ndarray], np.ndarray]]] = {"bilinear": (1.0, _bilinear), "bicubic": (2.0, _bicubic)}
+_KERNELS: dict[str, tuple[float, Callable[[np.ndarray], np.ndarray]]] = {
+    "bilinear": (1.0, _bilinear),
+    "bicubic": (2.0, _bicubic),
+}

@@ -112,9 +112,7 @@ class ImageSource:
         """
         return decode_image(self.read(index), self.path(index))
 
-    def decode_pixels(
-        self, index: int, reduction: Callable[[int, int], int] | None = None
-    ) -> tuple[np.ndarray, int]:
+    def decode_pixels(self, index: int, reduction: Callable[[int, int], int] | None = None) -> tuple[np.ndarray, int]:
         """The image as (H, W, 3) uint8, reduced by the factor that follows: see `adpe.data.pixels.decode_pixels`.
 
         Raises CorruptImageError, whatever `on_corrupt` says.

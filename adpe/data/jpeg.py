@@ -12,11 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 
-try:
-    import cv2
-except ImportError:  # it comes with requirements/mm.txt
-    cv2 = None  # type: ignore[assignment]
-
 
 def decode_jpeg(data: bytes) -> np.ndarray | None:
     """The stored pixels of a JPEG in grey or colour, its orientation left alone.
@@ -43,14 +38,3 @@ def _torchvision_io() -> Any:
     import torchvision.io  # slow
 
     return torchvision.io
-
-
-def planes(pixels: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-    """(..., W, 3) uint8, contiguous, as (3, N) planes of its N pixels, written to `out` if given."""
-    flat = pixels.reshape(-1, pixels.shape[-2], 3)
-    out = np.empty((3, flat.shape[0] * flat.shape[1]), np.uint8) if out is None else out.reshape(3, -1)
-    if cv2 is None:
-        np.copyto(out, flat.reshape(-1, 3).T)
-    else:  # an eighth of the time
-        cv2.split(flat, [plane.reshape(flat.shape[:2]) for plane in out])
-    return out

@@ -19,7 +19,6 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from adpe.data.color import ColorAugmentation
-from adpe.data.jpeg import planes
 from adpe.data.pixels import FACTORS
 from adpe.errors import UserError
 
@@ -189,17 +188,17 @@ class MultiCrop:
         In other colours only with a `generator`.
         """
         resize = self._resize_pillow if self.resize == "pillow" else self._resize_torch
-        crops = torch.empty(len(boxes), 3, self.size, self.size, dtype=torch.uint8)
+        dtype = torch.uint8 if self.normalize == "device" else torch.float32
+        crops = torch.empty(len(boxes), 3, self.size, self.size, dtype=dtype)
         colors = self.colors if generator is not None else [None] * len(boxes)
         made = zip(crops.unbind(), resize(image, boxes), boxes, colors, strict=True)
         for out, crop, (*_, flipped), color in made:
             crop = crop.flip(-1) if flipped else crop
-            crop = crop if color is None or generator is None else color(crop, generator)
-            planes(crop.permute(1, 2, 0).contiguous().numpy(), out.numpy())
+            out.copy_(crop if color is None or generator is None else color(crop, generator))
         return self.finish(crops)
 
     def finish(self, crops: Tensor) -> Tensor:
-        """(..., 3, size, size) uint8 as `normalize` asks for it."""
+        """Levels (..., 3, size, size), uint8 or float32, as `normalize` asks for them."""
         if self.normalize == "device":
             return crops
         return _normalize_(crops.to(torch.float32), self.mean, self.std)

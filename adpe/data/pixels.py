@@ -129,9 +129,7 @@ def decode_image(
         raise unreadable(name, error) from error
 
 
-def decode_pixels(
-    data: bytes, name: str, reduction: Callable[[int, int], int] | None = None
-) -> tuple[np.ndarray, int]:
+def decode_pixels(data: bytes, name: str, reduction: Callable[[int, int], int] | None = None) -> tuple[np.ndarray, int]:
     """The pixels of `decode_image` as an array, which for a JPEG is made faster, and may be made smaller.
 
     Args:
@@ -156,9 +154,7 @@ def decode_pixels(
     return np.asarray(whole), 1
 
 
-def _decode_plain_jpeg(
-    data: bytes, reduction: Callable[[int, int], int] | None
-) -> tuple[np.ndarray, int] | None:
+def _decode_plain_jpeg(data: bytes, reduction: Callable[[int, int], int] | None) -> tuple[np.ndarray, int] | None:
     """As `decode_pixels`, of a whole JPEG that is upright and grey or RGB; None of any other file."""
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:

@@ -51,12 +51,16 @@ def saturated(count: int, height: int, width: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
-@pytest.mark.parametrize(("height", "width", "size"), [(32, 32, 24), (32, 32, 32), (24, 50, 40), (60, 41, 16), (150, 130, 112)])
+@pytest.mark.parametrize(
+    ("height", "width", "size"), [(32, 32, 24), (32, 32, 32), (24, 50, 40), (60, 41, 16), (150, 130, 112)]
+)
 def test_crops_of_a_batch_are_those_of_each_image(height, width, size, interpolation):
     images = saturated(6, height, width)
     crops = MultiCrop(size=size, num_crops=5, scale=(0.02, 1.0), interpolation=interpolation, normalize="device")
     boxes = [crops.sample(height, width, crop_generator(0, 0, index)) for index in range(6)]
-    expected = torch.stack([crops.apply(Image.fromarray(image), mine) for image, mine in zip(images, boxes, strict=True)])
+    expected = torch.stack(
+        [crops.apply(Image.fromarray(image), mine) for image, mine in zip(images, boxes, strict=True)]
+    )
     made = crop_batch(images, np.array(boxes), size, interpolation)
     assert (made.dtype, made.shape, made.is_contiguous()) == (torch.uint8, (6, 5, 3, size, size), True)
     assert torch.equal(made, expected)
@@ -85,8 +89,17 @@ def test_sums_that_float32_does_not_hold_are_made_in_float64():
     assert weights.values.abs().sum(2).max() * 255 > 2**24
 
 
-@pytest.mark.parametrize("options", [{}, {"crops": GROUPS}, {"crops": BLURRED}, {"labels": True},
-                                     {"crops": {**CROPS, "normalize": "cpu"}}, {"crops": {**CROPS, "resize": "pillow"}}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"crops": GROUPS},
+        {"crops": BLURRED},
+        {"labels": True},
+        {"crops": {**CROPS, "normalize": "cpu"}},
+        {"crops": {**CROPS, "resize": "pillow"}},
+    ],
+)
 def test_samples_are_those_without_a_cache(folder, tmp_path, options):
     options = {"crops": CROPS, "seed": 3, **options}
     plain = AdPEImageDataset(folder, **options)
@@ -246,8 +259,16 @@ def test_truncated_and_unwritable_caches_are_refused(folder, tmp_path):
     assert not list(tmp_path.rglob(".*.tmp"))
 
 
-@pytest.mark.parametrize("options", [{"crops": {**CROPS, "normalize": "cpu"}}, {"crops": BLURRED}, {"labels": True},
-                                     {"crops": {**CROPS, "resize": "pillow"}}, {"crop_on": "gpu"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"crops": {**CROPS, "normalize": "cpu"}},
+        {"crops": BLURRED},
+        {"labels": True},
+        {"crops": {**CROPS, "resize": "pillow"}},
+        {"crop_on": "gpu"},
+    ],
+)
 def test_what_the_device_cannot_crop_is_refused(folder, options):
     with pytest.raises(UserError, match="crop_on="):
         AdPEImageDataset(folder, **{"crops": CROPS, "crop_on": "device", **options})

@@ -11,7 +11,7 @@ from photographs import photograph
 from PIL import Image
 
 from adpe.data.dataset import AdPEImageDataset
-from adpe.data.jpeg import decode_jpeg, planes
+from adpe.data.jpeg import decode_jpeg
 from adpe.data.multicrop import MultiCrop, crop_generator, reduced
 from adpe.data.pixels import CorruptImageError, decode_image, decode_pixels
 from adpe.errors import UserError
@@ -29,7 +29,9 @@ def image() -> Image.Image:
 
 
 @pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])
-@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"quality": 20, "optimize": True}, {"restart_marker_rows": 1}])
+@pytest.mark.parametrize(
+    "options", [{}, {"progressive": True}, {"quality": 20, "optimize": True}, {"restart_marker_rows": 1}]
+)
 def test_pixels_are_pillows(image, subsampling, options):
     data = jpeg(image, subsampling=subsampling, **options)
     pixels = decode_jpeg(data)
@@ -112,11 +114,3 @@ def test_scaled_decoding_of_a_data_set(tmp_path, image):
     for options in ({"cache": True}, {"crops": groups}, {"decode": "half"}):
         with pytest.raises(UserError, match="decode="):
             AdPEImageDataset(tmp_path, **{"crops": crops, "decode": "scaled", **options})
-
-
-def test_planes():
-    pixels = np.random.default_rng(0).integers(0, 256, (2, 5, 4, 3), dtype=np.uint8)
-    assert np.array_equal(planes(pixels), pixels.reshape(-1, 3).T)
-    out = np.zeros((3, 10, 4), np.uint8)
-    planes(pixels, out)
-    assert np.array_equal(out.reshape(3, -1), pixels.reshape(-1, 3).T)
