@@ -1,8 +1,8 @@
 """PACMAC on a stand-in of two domains: CIFAR-10 as it is, and other images of it in a fixed style (synthetic shift).
 
 Source: training images of even number, with labels. Target: those of odd number as grey outlines (style=edges; or
-style=noise), without; its test images are the test set's in that style (adpe/data/styles.py). Source-only, oracle and
-confidence alone stand beside PACMAC. docs/evaluations/pacmac.md says what may be concluded.
+style=noise), without; its test images are the test set's in that style (adpe/data/views/styles.py). Source-only, oracle
+and confidence alone stand beside PACMAC. docs/evaluations/pacmac.md says what may be concluded.
 Options: style=edges|noise, train_limit: images of each domain, test_limit, evaluation.no_agreement=drop|reference,
 evaluation.probe_mode=train|eval, evaluation.baselines=[oracle,confidence,random_views], evaluation.views=3.
 In-domain pretraining, on both domains pooled and without labels: any configs/pretrain/cifar10_*.py with the style,

@@ -11,6 +11,14 @@ import torch
 torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def cache_folder_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Nothing that a test unpacks or decodes is left in the user's cache folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ADPE_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def no_visualizer_of_an_earlier_test() -> None:
     """Forget visualizers: mmengine names them to the second, and two quick tests would share one and its folder."""

@@ -10,7 +10,7 @@ import numpy as np
 from mmengine.registry import DATASETS
 
 from adpe.data.classification import AdPEClassificationDataset, spaced
-from adpe.data.styles import check_style, stylise
+from adpe.data.views.styles import check_style, stylise
 from adpe.errors import UserError
 
 View = Literal["clean", "augmented", "pair"]
@@ -30,7 +30,7 @@ class AdPEDomainDataset(AdPEClassificationDataset):
             transform's normalisation. For the views that need it.
         part: ``of`` and ``take``: of the images, numbered in order, those whose number modulo `of` is in `take`. A class
             is spread evenly over the parts. None takes all.
-        style: of :mod:`adpe.data.styles`, which every image is put into first; None leaves it.
+        style: of :mod:`adpe.data.views.styles`, which every image is put into first; None leaves it.
         num_classes: class folders that have to be there.
         limit: images at most, evenly spaced, of those of `part`.
         on_corrupt: "skip" or "error".

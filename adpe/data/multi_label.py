@@ -25,8 +25,8 @@ from adpe.data.checks.inspection import (
 )
 from adpe.data.checks.layout import IGNORE_LABEL, read_classes, with_label_maps
 from adpe.data.classification import spaced, timm_transform
-from adpe.data.cutout import Cutout
 from adpe.data.sources.images import ImageSource
+from adpe.data.views.cutout import Cutout
 from adpe.errors import UserError
 
 Crowds = Literal["present", "unknown"]

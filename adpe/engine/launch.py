@@ -30,7 +30,7 @@ from adpe.engine.processes import check_launcher, join, lock_work_dir, lost_proc
 from adpe.engine.resolved_protocol import swept_paths, task_protocol
 from adpe.engine.resuming.reproducible import make_reproducible
 from adpe.engine.runner import AdPERunner
-from adpe.engine.settings.device import fit_to_device
+from adpe.engine.settings.device import crop_on_device, fit_to_device
 from adpe.engine.settings.effective_batch import apply_effective_batch
 from adpe.engine.settings.precision import request_precision, settle_precision
 from adpe.engine.settings.start import settle_start
@@ -191,6 +191,7 @@ def train(args: argparse.Namespace) -> AdPERunner | dict[str, float]:
     processes = int(os.environ["WORLD_SIZE"]) if args.launcher != "none" else 1
     batch = apply_effective_batch(cfg, processes)
     fit_to_device(cfg, args.launcher, _print_once)
+    crop_on_device(cfg)
     complete_hooks(cfg)
     match_annotations(cfg, ["train_dataloader", "val_dataloader"])
     use_unrounded_metrics(cfg)

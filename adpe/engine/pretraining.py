@@ -14,6 +14,7 @@ from mmengine.model import BaseDataPreprocessor, BaseModel
 from mmengine.registry import HOOKS, MODELS
 from torch import Tensor
 
+from adpe.data.views.device_crops import crop_on_device
 from adpe.data.views.multicrop import IMAGENET_MEAN, IMAGENET_STD, normalize_crops
 from adpe.engine.specifying import specification_of_run
 from adpe.engine.unwrapped import unwrapped
@@ -26,12 +27,14 @@ class AdPECropsPreprocessor(BaseDataPreprocessor):
     """Moves the views of images to the device.
 
     ``inputs`` is ``(B, V, C, h, w)``, or a list of such groups of one size each; float32 normalised or uint8, which is
-    normalised here, on the device.
+    normalised here, on the device. Images with boxes (:class:`adpe.data.dataset.AdPEImageDataset`, ``crop_on``) are
+    cropped here first.
 
     Args:
         mean: of the channels, for pixels in 0..1, for uint8 crops.
         std: likewise.
         non_blocking: copy to the device without waiting.
+        crops: `size` and `interpolation` of every group of crops, for images with boxes.
     """
 
     def __init__(
@@ -39,12 +42,17 @@ class AdPECropsPreprocessor(BaseDataPreprocessor):
         mean: tuple[float, ...] = IMAGENET_MEAN,
         std: tuple[float, ...] = IMAGENET_STD,
         non_blocking: bool = True,
+        crops: Sequence[dict[str, Any]] = (),
     ) -> None:
         super().__init__(non_blocking)
         self.mean, self.std = tuple(mean), tuple(std)
+        # Private: where crops are made is no part of the protocol.
+        self._crops = [(one["size"], one["interpolation"]) for one in crops]
 
     def forward(self, data: dict[str, Any], training: bool = False) -> dict[str, Any]:
         inputs = self.cast_data(data["inputs"])
+        if isinstance(inputs, dict):
+            inputs = crop_on_device(inputs["images"], inputs["boxes"], self._crops)
         groups = list(inputs) if isinstance(inputs, (list, tuple)) else [inputs]
         views = [
             normalize_crops(group, self.mean, self.std) if group.dtype == torch.uint8 else group for group in groups

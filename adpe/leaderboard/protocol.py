@@ -38,7 +38,7 @@ FREE = (
     "seed", "work_dir", "save_dir", "out_dir", "outfile_prefix", "output_dir", "data_root", "source", "ann_file",
     "img_dir", "cache_dir", "checkpoint", "backend_args", "file_client_args", "num_workers", "persistent_workers",
     "pin_memory", "prefetch_factor", "multiprocessing_context", "val_interval", "val_begin", "dynamic_intervals",
-    "init_cfg",
+    "init_cfg", "cache", "crop_on",  # samples are the same in every bit
 )  # fmt: skip
 FREE_HOOKS = (
     "timer", "logger", "checkpoint", "visualization", "record", "runtime_info", "finite_loss",

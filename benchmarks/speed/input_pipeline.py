@@ -30,6 +30,7 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms import functional as pillow_functional
 from torchvision.transforms.v2 import functional as tensor_functional
 
+from adpe.data.dataset import AdPEImageDataset
 from adpe.data.sources.images import ImageSource
 from adpe.data.views.multicrop import IMAGENET_MEAN, IMAGENET_STD, CropBox, MultiCrop, crop_generator
 from adpe.errors import UserError
@@ -45,9 +46,13 @@ class Options(NamedTuple):
     crops: int
     interpolation: str
 
+    def arguments(self, **more: Any) -> dict[str, Any]:
+        """Of our side."""
+        return {"size": self.size, "num_crops": self.crops, "interpolation": self.interpolation, **more}
+
     def multicrop(self, **more: Any) -> MultiCrop:
         """Our side."""
-        return MultiCrop(size=self.size, num_crops=self.crops, interpolation=self.interpolation, **more)
+        return MultiCrop(**self.arguments(**more))
 
 
 def main() -> int:
@@ -65,7 +70,8 @@ def main() -> int:
     console = Console()
     with tempfile.TemporaryDirectory() as folder:
         try:
-            source = ImageSource(arguments.images or generate_images(Path(folder)), split=arguments.split)
+            path = arguments.images or generate_images(Path(folder))
+            source = ImageSource(path, split=arguments.split)
         except UserError as error:
             Console(stderr=True).print(f"[red]error:[/red] {error}")
             return 2
@@ -77,8 +83,10 @@ def main() -> int:
             f"{len(indices)} images of {source!r}, {sizes.mean(0)[0]:.0f} x {sizes.mean(0)[1]:.0f} pixels on average; "
             f"{arguments.crops} crops of {arguments.size}, {arguments.interpolation}; one core, one thread"
         )
-        ratio = show_speed(console, source, indices, options, arguments.seconds)
+        scaled = AdPEImageDataset(path, arguments.split, options.arguments(normalize="device"), decode="scaled")
+        ratio = show_speed(console, source, scaled, indices, options, arguments.seconds)
         show_pixels(console, images, options)
+        show_reductions(console, source, scaled, indices)
         show_parameters(console, sizes, options)
     met = ratio >= TARGET
     console.print(
@@ -109,7 +117,14 @@ def generate_images(folder: Path, count: int = 64) -> str:
     return str(folder)
 
 
-def show_speed(console: Console, source: ImageSource, indices: list[int], options: Options, seconds: float) -> float:
+def show_speed(
+    console: Console,
+    source: ImageSource,
+    scaled: AdPEImageDataset,
+    indices: list[int],
+    options: Options,
+    seconds: float,
+) -> float:
     """Print the table of speeds; return ours over the usual data set."""
     size, crops, mode = options.size, options.crops, InterpolationMode(options.interpolation)
     normalize = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
@@ -135,7 +150,12 @@ def show_speed(console: Console, source: ImageSource, indices: list[int], option
 
     def ours(**more: Any) -> Callable[[int], object]:
         crop = options.multicrop(**more)
-        return lambda index: crop(source.open(index), crop_generator(0, 0, index))
+
+        def one(index: int) -> object:
+            pixels, _ = source.decode_pixels(index)
+            return crop.apply(pixels, crop.sample(pixels.shape[0], pixels.shape[1], crop_generator(0, 0, index)))
+
+        return one
 
     def usual(index: int) -> object:
         image = decode(index)
@@ -148,18 +168,20 @@ def show_speed(console: Console, source: ImageSource, indices: list[int], option
     methods: dict[str, Callable[[int], object]] = {
         "ours": ours(),
         "ours, normalize='device' (uint8)": ours(normalize="device"),
+        "ours, normalize='device', decode='scaled'": scaled.__getitem__,
         "ours, resize='pillow'": ours(resize="pillow"),
         "A: torchvision, one decode": usual,
         "B: torchvision, a decode for each crop": lambda index: torch.stack(
             [view(decode(index)) for _ in range(crops)]
         ),
         "C: torchvision v2 on uint8 tensors, one decode": on_tensors,
-        "decoding alone": source.open,
+        "D: decoding alone, by Pillow": source.open,
+        "E: decoding alone, as ours": source.decode_pixels,
     }
     speeds = measure(methods, indices, seconds)
-    table = Table("method", "images/s per core", "ms", "over A", "over B", "over C", title="Speed")
+    table = Table("method", "images/s per core", "ms", *(f"over {name}" for name in "ABCDE"), title="Speed")
     for name, speed in speeds.items():
-        ratios = [f"{speed / speeds[other]:.2f}x" for other in speeds if other[:2] in ("A:", "B:", "C:")]
+        ratios = [f"{speed / speeds[other]:.2f}x" for other in speeds if other[1] == ":"]
         table.add_row(name, f"{speed:.0f}", f"{1000 / speed:.2f}", *ratios)
     console.print(table)
     return speeds["ours"] / speeds["A: torchvision, one decode"]
@@ -217,6 +239,24 @@ def show_pixels(console: Console, images: list[Image.Image], options: Options) -
         share = (difference > 1).float().mean().item()
         table.add_row(name, f"{difference.float().mean().item():.4f}", f"{share:.1e}", f"{difference.max().item()}")
     console.print(table)
+
+
+def show_reductions(console: Console, source: ImageSource, scaled: AdPEImageDataset, indices: list[int]) -> None:
+    """Print which share of the images is decoded at a reduced size, and what that changes in their crops' pixels."""
+    (crops,) = scaled.crops
+    factors, differences = [], []
+    for index in indices:
+        pixels, _ = source.decode_pixels(index)
+        boxes = crops.sample(pixels.shape[0], pixels.shape[1], crop_generator(0, 0, index))
+        factors.append(crops.reduction(boxes))
+        if factors[-1] > 1:
+            differences.append((crops.apply(pixels, boxes).int() - scaled[index]["inputs"].int()).abs().float())
+    shares = ", ".join(f"{factors.count(factor) / len(factors):.0%} at 1/{factor}" for factor in sorted(set(factors)))
+    difference = torch.stack(differences) if differences else torch.zeros(1)
+    console.print(
+        f"decode='scaled': {shares}; of the crops at reduced size, mean difference {difference.mean().item():.2f} of "
+        f"255, 99 % below {np.quantile(difference.numpy(), 0.99):.0f}"
+    )
 
 
 def show_parameters(console: Console, sizes: np.ndarray, options: Options, draws: int = 20_000) -> None:

@@ -21,6 +21,7 @@ train_dataloader = dict(
     dataset=dict(
         source=data_root,
         split="train",
+        cache=True,
         crops=[
             dict(
                 size=32,

@@ -20,6 +20,6 @@ train_dataloader = dict(
     batch_size=256,
     num_workers=2,
     pin_memory=False,
-    dataset=dict(source=data_root, split="train", crops=dict(size=24, scale=(0.2, 1.0), color=colors)),
+    dataset=dict(source=data_root, split="train", cache=True, crops=dict(size=24, scale=(0.2, 1.0), color=colors)),
 )
 record = dict(dataset="CIFAR-10")

@@ -12,7 +12,7 @@ from PIL import Image
 pytest.importorskip("mmengine")
 from adpe.data.dataset import AdPEImageDataset
 from adpe.data.domains import AdPEDomainDataset
-from adpe.data.styles import STYLES, stylise
+from adpe.data.views.styles import STYLES, stylise
 from adpe.errors import UserError
 
 CLEAN = {"input_size": 16, "crop_pct": 1.0}

@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 
 pytest.importorskip("mmengine")
-from adpe.data.cutout import Cutout
 from adpe.data.multi_label import AdPEMultiLabelCoco, AdPEMultiLabelMasks
 from adpe.data.scenes import write_scenes
+from adpe.data.views.cutout import Cutout
 from adpe.engine.resuming.reproducible import AdPESeededDataset
 from adpe.errors import UserError
 

@@ -7,13 +7,12 @@ and ``tools/verify_data.py``. What it found in a large file is kept in the cache
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json as jsonlib
 import logging
 from codecs import BOM_UTF8
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -24,7 +23,7 @@ from adpe.data.checks.coco_values import IGNORED, KINDS, LEFT_OUT, examine
 from adpe.data.checks.inspection import PathLike, first
 from adpe.data.sources.archives import default_cache_dir
 from adpe.errors import UserError
-from adpe.files import atomic_write
+from adpe.files import atomic_write, lock
 from adpe.leaderboard.records import file_sha256
 
 POLICIES = ("strict", "repair", "report")
@@ -194,7 +193,7 @@ def _checked(path: Path, key: _Key, folder: Path) -> CheckedCoco:
     name = hashlib.sha256(repr((_VERSION, key)).encode()).hexdigest()[:32]
     entry, changed = folder / f"{name}.json", folder / f"{name}.annotations.json"
     large = path.stat().st_size >= _LARGE
-    with _lock(folder / f"{name}.lock") if large else contextlib.nullcontext():
+    with lock(folder / f"{name}.lock") if large else contextlib.nullcontext():
         checked = _read_entry(entry, path) if large else None
         if checked is None:
             with without_collection():
@@ -257,16 +256,6 @@ def _log_order(source: Path, own: tuple[str, ...], classes: tuple[str, ...]) -> 
             "%s: its categories (%s) stand in another order than the classes (%s): they are matched by name.",
             source, first(own, 8), first(classes, 8),
         )  # fmt: skip
-
-
-@contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """One process of a machine checks a large file, the others wait for what it found."""
-    with contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError):  # a folder that cannot be written to has no entry to wait for
-            path.parent.mkdir(parents=True, exist_ok=True)
-            fcntl.flock(stack.enter_context(open(path, "w")), fcntl.LOCK_EX)
-        yield
 
 
 def _read_entry(entry: Path, path: Path) -> CheckedCoco | None:

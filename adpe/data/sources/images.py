@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
 
 from adpe.data.sources.archives import COMPRESSED, DAMAGE, TarArchive, ZipArchive, check_size, default_cache_dir
 from adpe.data.sources.names import EXTENSIONS, is_image, left_out
-from adpe.data.sources.pixels import CorruptImageError, decode_image, unreadable
+from adpe.data.sources.pixels import CorruptImageError, decode_image, decode_pixels, unreadable
 from adpe.errors import UserError
 
 MAX_CONSECUTIVE_CORRUPT = 100
 
 logger = logging.getLogger(__name__)
+Decoded = TypeVar("Decoded")
 
 
 class ImageSource:
@@ -110,6 +112,13 @@ class ImageSource:
         """
         return decode_image(self.read(index), self.path(index))
 
+    def decode_pixels(self, index: int, reduction: Callable[[int, int], int] | None = None) -> tuple[np.ndarray, int]:
+        """The image as (H, W, 3) uint8, reduced by the factor that follows: see `pixels.decode_pixels`.
+
+        Raises CorruptImageError, whatever `on_corrupt` says.
+        """
+        return decode_pixels(self.read(index), self.path(index), reduction)
+
     def load(self, index: int) -> tuple[Image.Image, int]:
         """The image in mode RGB and its index, which is another than asked for where a corrupt one was skipped.
 
@@ -117,10 +126,14 @@ class ImageSource:
             CorruptImageError: if `on_corrupt="error"` and it is unreadable.
             UserError: if it and the 99 after it are unreadable.
         """
+        return self.readable(index, self.decode)
+
+    def readable(self, index: int, decode: Callable[[int], Decoded]) -> tuple[Decoded, int]:
+        """What `decode`, a method of this source, returns for an image, and the image's index, as `load` does."""
         for step in range(min(len(self), MAX_CONSECUTIVE_CORRUPT)):
             candidate = (index + step) % len(self)
             try:
-                return self.decode(candidate), candidate
+                return decode(candidate), candidate
             except CorruptImageError as error:
                 if self.on_corrupt == "error":
                     raise

@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from adpe.data.sources.pixels import FACTORS
 from adpe.data.views.color import ColorAugmentation
 from adpe.errors import UserError
 
@@ -40,6 +41,17 @@ def crop_generator(seed: int, epoch: int, index: int) -> random.Random:
         index: 0 .. 2^64 - 1.
     """
     return random.Random(seed << 128 | epoch << 64 | index)
+
+
+def reduced(boxes: Sequence[CropBox], factor: int) -> list[CropBox]:
+    """The boxes in an image reduced by `factor`, their edges rounded to its pixels, halves up."""
+    if factor == 1:
+        return list(boxes)
+    scaled = []
+    for top, left, h, w, flipped in boxes:
+        y0, x0, y1, x1 = ((edge + factor // 2) // factor for edge in (top, left, top + h, left + w))
+        scaled.append((y0, x0, y1 - y0, x1 - x0, flipped))
+    return scaled
 
 
 def normalize_crops(
@@ -91,8 +103,7 @@ class MultiCrop:
         std: likewise.
         normalize: ``"cpu"`` returns float32 normalised crops; ``"device"`` returns uint8, a quarter of the bytes to
             hand over, for the model side to pass through `normalize_crops`.
-        color: arguments of :class:`adpe.data.views.color.ColorAugmentation` for all crops, or a list with one for
-        each; what
+        color: arguments of :class:`adpe.data.views.color.ColorAugmentation` for all crops, or a list, one for each; what
             it draws comes after all boxes.
         resize: ``"torch"`` gives the values of torchvision on uint8 tensors; ``"pillow"`` those of torchvision on
             Pillow images, at about half the speed. Both round after each of the two passes, and differ by at most 1 of
@@ -145,6 +156,14 @@ class MultiCrop:
         """Draw the K crops of an image of `height` x `width` pixels."""
         return [(*self._box(height, width, generator), generator.random() < self.hflip) for _ in range(self.num_crops)]
 
+    def reduction(self, boxes: Sequence[CropBox]) -> int:
+        """The largest of `pixels.FACTORS` at which every box still has `size` pixels along both sides."""
+        return next(
+            factor
+            for factor in FACTORS
+            if factor == 1 or all(min(h, w) >= self.size for _, _, h, w, _ in reduced(boxes, factor))
+        )
+
     def _box(self, height: int, width: int, generator: random.Random) -> tuple[int, int, int, int]:
         """Top, left, height and width of one crop."""
         log_low, log_high = math.log(self.ratio[0]), math.log(self.ratio[1])
@@ -161,9 +180,13 @@ class MultiCrop:
             w = round(height * self.ratio[1])
         return (height - h) // 2, (width - w) // 2, h, w
 
-    def apply(self, image: Image.Image, boxes: Sequence[CropBox], generator: random.Random | None = None) -> Tensor:
-        """The given crops of `image`, as `__call__` returns them; in other colours only with a `generator`."""
-        image = image if image.mode == "RGB" else image.convert("RGB")
+    def apply(
+        self, image: Image.Image | np.ndarray, boxes: Sequence[CropBox], generator: random.Random | None = None
+    ) -> Tensor:
+        """The given crops, as `__call__` returns them, of an image or of its pixels (H, W, 3), uint8.
+
+        In other colours only with a `generator`.
+        """
         resize = self._resize_pillow if self.resize == "pillow" else self._resize_torch
         dtype = torch.uint8 if self.normalize == "device" else torch.float32
         crops = torch.empty(len(boxes), 3, self.size, self.size, dtype=dtype)
@@ -172,18 +195,28 @@ class MultiCrop:
         for out, crop, (*_, flipped), color in made:
             crop = crop.flip(-1) if flipped else crop
             out.copy_(crop if color is None or generator is None else color(crop, generator))
-        return crops if self.normalize == "device" else _normalize_(crops, self.mean, self.std)
+        return self.finish(crops)
 
-    def _resize_torch(self, image: Image.Image, boxes: Sequence[CropBox]) -> Iterator[Tensor]:
+    def finish(self, crops: Tensor) -> Tensor:
+        """Levels (..., 3, size, size), uint8 or float32, as `normalize` asks for them."""
+        if self.normalize == "device":
+            return crops
+        return _normalize_(crops.to(torch.float32), self.mean, self.std)
+
+    def _resize_torch(self, image: Image.Image | np.ndarray, boxes: Sequence[CropBox]) -> Iterator[Tensor]:
         """Every box as (3, size, size) uint8."""
+        if isinstance(image, Image.Image):
+            image = image if image.mode == "RGB" else image.convert("RGB")
         pixels = np.asarray(image)
         for top, left, h, w, _ in boxes:
             # Channels stay interleaved: torch's vectorised 8-bit resize reads and writes them so.
             crop = torch.from_numpy(pixels[top : top + h, left : left + w].copy()).permute(2, 0, 1)[None]
             yield interpolate(crop, (self.size, self.size), mode=self.interpolation, antialias=True)[0]
 
-    def _resize_pillow(self, image: Image.Image, boxes: Sequence[CropBox]) -> Iterator[Tensor]:
+    def _resize_pillow(self, image: Image.Image | np.ndarray, boxes: Sequence[CropBox]) -> Iterator[Tensor]:
         """Every box as (3, size, size) uint8."""
+        image = image if isinstance(image, Image.Image) else Image.fromarray(image)
+        image = image if image.mode == "RGB" else image.convert("RGB")
         for top, left, h, w, _ in boxes:
             # Not resize(box=...): its filter would reach over the crop's edge, which torchvision's does not.
             crop = image.crop((left, top, left + w, top + h))

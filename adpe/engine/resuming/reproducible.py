@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator, Sequence, Sized
 from itertools import islice
 from typing import Any
 
@@ -21,6 +21,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import DATA_SAMPLERS, DATASETS, FUNCTIONS, HOOKS
 from torch.utils.data import BatchSampler, Dataset, Sampler
 
+from adpe.data.dataset import AdPEImageDataset
 from adpe.engine.mmengine_internals import set_iterator
 from adpe.errors import UserError
 
@@ -113,6 +114,11 @@ class AdPESeededDataset(Dataset):
             random.setstate(python)
             np.random.set_state(numpy)
             torch.set_rng_state(cpu)
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Any]:
+        if isinstance(self.dataset, AdPEImageDataset):  # which reads no global generator
+            return self.dataset.__getitems__([index % len(self) for index in indices])
+        return [self[index] for index in indices]
 
 
 @DATA_SAMPLERS.register_module()
