@@ -4,7 +4,7 @@ Class folders per domain: data_root/{Art,Clipart,Product,Real World}/<class>/<im
 Reproduces: the protocol; no number of the paper's tables could be read. The rates are those of the published commands:
 the minimum 2e-4 is the base rate times the batch in both trainings, so that the cosine is flat after the warm-up.
 Other shifts: --cfg-options source=Art target=Product, or DomainNet's 40 classes with data_root= and num_classes=40.
-Baselines: source-only, oracle, confidence alone; evaluation.baselines=[oracle,confidence,random_views] adds the control.
+Baselines: source-only, oracle, confidence alone; evaluation.baselines=[oracle,confidence,random_views] adds a control.
 In-domain pretraining, on both domains pooled and without labels (published: 800 epochs from MAE's ImageNet checkpoint,
 base rate 1e-4, batch 1024, weight decay 0.05, pixels not normalised, 3 operations of RandAugment of severity 4):
 tools/dist_train.sh configs/pretrain/mae.py 4 --cfg-options data_root=[ROOT/Clipart,ROOT/Product] epochs=800

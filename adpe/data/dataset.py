@@ -161,9 +161,9 @@ class AdPEImageDataset(Dataset):
         """The samples of a batch, which a loader asks for: those of `__getitem__` by fewer, larger operations.
 
         Returns:
-            samples; with ``crop_on="device"`` and images of at most 256 pixels along a side their `inputs` are `images`, (H, W, 3) uint8, padded at the right and the
-            bottom to the largest of the batch, and `boxes`, for each group (K, 5) int32 as of
-            `adpe.data.views.batch_crops.crop_batch`.
+            samples; with ``crop_on="device"`` and images of at most 256 pixels along a side their `inputs` are
+            `images`, (H, W, 3) uint8, padded at the right and the bottom to the largest of the batch, and `boxes`, for
+            each group (K, 5) int32 as of `adpe.data.views.batch_crops.crop_batch`.
         """
         if not self._in_batch:
             return [self[index] for index in indices]

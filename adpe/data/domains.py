@@ -25,11 +25,11 @@ class AdPEDomainDataset(AdPEClassificationDataset):
         split: the domain, a folder of ROOT.
         transform: of clean images, options of ``timm.data.create_transform``.
         view: "clean", "augmented", or "pair" of both.
-        augmentation: ``resize`` (side to which both sides of the image are scaled), ``crop`` (side of the random crop),
-            ``hflip`` (probability) and ``rand_augment`` (timm's words, ``"rand-m2-n1-p1-inc1"``, or None), then the clean
-            transform's normalisation. For the views that need it.
-        part: ``of`` and ``take``: of the images, numbered in order, those whose number modulo `of` is in `take`. A class
-            is spread evenly over the parts. None takes all.
+        augmentation: for the views that need it: ``resize`` (side to which both sides of the image are scaled),
+            ``crop`` (side of the random crop), ``hflip`` (probability) and ``rand_augment`` (timm's words,
+            ``"rand-m2-n1-p1-inc1"``, or None), then the clean transform's normalisation.
+        part: ``of`` and ``take``: of the images, numbered in order, those whose number modulo `of` is in `take`. A
+            class is spread evenly over the parts. None takes all.
         style: of :mod:`adpe.data.views.styles`, which every image is put into first; None leaves it.
         num_classes: class folders that have to be there.
         limit: images at most, evenly spaced, of those of `part`.
@@ -78,8 +78,10 @@ class AdPEDomainDataset(AdPEClassificationDataset):
         from torchvision import transforms
 
         if not 0 < crop <= resize or not 0 <= hflip <= 1:
-            raise UserError(f"augmentation: crop = {crop!r}, resize = {resize!r}, hflip = {hflip!r}: expected a crop of at "
-                            "most resize pixels, and a probability.")  # fmt: skip
+            raise UserError(
+                f"augmentation: crop = {crop!r}, resize = {resize!r}, hflip = {hflip!r}: expected a crop of at most "
+                "resize pixels, and a probability."
+            )
         *_, to_tensor, normalise = self.transform.transforms
         steps = [
             transforms.Resize((resize, resize)),

@@ -82,7 +82,8 @@ def test_views_of_an_image(root: Path) -> None:
     ("options", "key"),
     [
         ({"view": "pair"}, "augmentation"), ({"view": "all"}, "all"), ({"style": "oil"}, "oil"),
-        ({"part": {"of": 2, "take": [2]}}, "part"), ({"part": {"of": 2}}, "part"), ({"part": {"of": 90, "take": [80]}}, "80"),
+        ({"part": {"of": 2, "take": [2]}}, "part"), ({"part": {"of": 2}}, "part"),
+        ({"part": {"of": 90, "take": [80]}}, "80"),
         ({"view": "pair", "augmentation": {"resize": 10, "crop": 16}}, "crop"),
     ],
 )  # fmt: skip

@@ -91,7 +91,6 @@ def test_it_learns_and_scrambled_features_do_not(data: Path, tmp_path: Path, cap
     assert found["pacmac_gain_low"] <= found["pacmac_gain"] <= found["pacmac_gain_high"]
     assert (record["task"], record["dataset"]) == ("adaptation", "OfficeHome full -> pale")
     assert (folder / "committee.png").stat().st_size > 10_000
-    assert {*record["protocol"]["data"]} == {"train", "target", "val"}
     assert [record["protocol"]["data"][name]["images"] for name in ("train", "target", "val")] == [45, 48, 12]
     told = json.loads((folder / "pacmac.json").read_text())
     assert {*told["top1"]} == {*names} and len(told["target_images_by_epoch"]["pacmac"]) == 4

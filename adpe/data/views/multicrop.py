@@ -103,8 +103,8 @@ class MultiCrop:
         std: likewise.
         normalize: ``"cpu"`` returns float32 normalised crops; ``"device"`` returns uint8, a quarter of the bytes to
             hand over, for the model side to pass through `normalize_crops`.
-        color: arguments of :class:`adpe.data.views.color.ColorAugmentation` for all crops, or a list, one for each; what
-            it draws comes after all boxes.
+        color: arguments of :class:`adpe.data.views.color.ColorAugmentation` for all crops, or a list of them;
+            what it draws comes after all boxes.
         resize: ``"torch"`` gives the values of torchvision on uint8 tensors; ``"pillow"`` those of torchvision on
             Pillow images, at about half the speed. Both round after each of the two passes, and differ by at most 1 of
             255 where Pillow takes rows first, like torch; recent Pillow takes columns first where that is cheaper,

@@ -127,9 +127,9 @@ class DomainAdaptation(Evaluation):
             )
         if "oracle" in self.baselines and target & test:
             raise UserError(
-                f"target_dataloader and val_dataloader share {len(target & test)} images, such as {min(target & test)[0]}: "
-                "the oracle would be trained on its test. Give them other parts, or take oracle out of "
-                "evaluation.baselines."
+                f"target_dataloader and val_dataloader share {len(target & test)} images, such as "
+                f"{min(target & test)[0]}: the oracle would be trained on its test. Give them other parts, or take "
+                "oracle out of evaluation.baselines."
             )
 
     def run(self, subject: Subject) -> Result:
@@ -146,9 +146,13 @@ class DomainAdaptation(Evaluation):
         if "oracle" in self.baselines:
             models["oracle"] = self._supervised(subject, "oracle", start, "target")
         sums: dict[str, Tensor] = {}
-        rules = {"confidence": self.committee(views=0), "random_views": self.committee(seeding=False)}
-        chosen = {name: rule for name, rule in rules.items() if name in self.baselines}
-        for name, rule in {**chosen, "pacmac": self.committee()}.items():
+        rules: dict[str, Committee] = {
+            "confidence": self.committee(views=0),
+            "random_views": self.committee(seeding=False),
+        }
+        chosen: dict[str, Committee] = {name: rule for name, rule in rules.items() if name in self.baselines}
+        chosen["pacmac"] = self.committee()
+        for name, rule in chosen.items():
             models[name], sums[name] = self._adapted(subject, name, models["source_only"], rule)
         scores = {name: _scores(subject, model) for name, model in models.items()}
         return self._result(subject, models["pacmac"], scores, sums)
@@ -258,7 +262,7 @@ def class_mean(right: np.ndarray, labels: np.ndarray) -> float:
 
 
 def bootstrap(right: Mapping[str, np.ndarray], seed: int) -> dict[str, dict[str, list[float]]]:
-    """Top-1 of every model, and what it gains over source-only, with the ends of 95 % intervals over images, in percent.
+    """Top-1 of every model and its gain over source-only, with the ends of 95 % intervals over images, in percent.
 
     Args:
         right: of every model ``(M,)`` bool; ``source_only`` among them. All are drawn together.

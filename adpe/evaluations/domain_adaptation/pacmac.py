@@ -250,9 +250,10 @@ class Committee:
                 raise UserError(f"PACMAC: {key} = {value!r} is none of {', '.join(get_args(kind))}.")
         if isinstance(views, bool) or not isinstance(views, int) or views < 0:
             raise UserError(f"PACMAC: views = {views!r}, expected a whole number, 0 for none.")
-        for key, value in (("mask_ratio", mask_ratio), ("threshold", threshold), ("label_smoothing", label_smoothing)):
-            if not 0 <= value < 1:
-                raise UserError(f"PACMAC: {key} = {value!r}, expected a number from 0 to below 1.")
+        shares = {"mask_ratio": mask_ratio, "threshold": threshold, "label_smoothing": label_smoothing}
+        for key, share in shares.items():
+            if not 0 <= share < 1:
+                raise UserError(f"PACMAC: {key} = {share!r}, expected a number from 0 to below 1.")
         if not weight > 0:
             raise UserError(f"PACMAC: weight = {weight!r}, expected a positive number.")
         self.views, self.mask_ratio, self.threshold, self.weight = views, mask_ratio, threshold, weight
