@@ -42,14 +42,14 @@ class AdPEImageDataset(Dataset):
         seed: of the crops.
         on_corrupt: ``"skip"`` or ``"error"``; see `ImageSource`.
         cache_dir: where compressed tars are unpacked; see `ImageSource`.
-        maps: ``folder`` and ``num_parts`` of :class:`adpe.data.views.part_maps.PartMaps`, whose crops follow the images as a
-            group of views of their own.
+        maps: ``folder`` and ``num_parts`` of :class:`adpe.data.views.part_maps.PartMaps`, whose crops follow the images
+            as a group of views of their own.
         captions: arguments of :class:`adpe.data.captions.Captions`, whose words follow likewise.
         labels: the number of the image's class folder plus 1 follows likewise, as (1,) int64.
-        style: of :mod:`adpe.data.views.styles`, into which every second image is put, beginning with the second: the two
-            domains of ``configs/cifar10_pacmac.py``, pooled. None leaves them all.
-        cache: decode the images once, into a memory-mapped file (`adpe.data.sources.decoded.DecodedSource`), and crop small ones
-            in batch. The samples are equal to those without it in every bit.
+        style: of :mod:`adpe.data.views.styles`, into which every second image is put, beginning with the second: the
+            two domains of ``configs/cifar10_pacmac.py``, pooled. None leaves them all.
+        cache: decode the images once, into a memory-mapped file (`adpe.data.sources.decoded.DecodedSource`), and crop
+            small ones in batch. The samples are equal to those without it in every bit.
         crop_on: ``"device"`` lets a batch be cropped by `adpe.engine.pretraining.AdPECropsPreprocessor`, again equal in
             every bit; the launcher asks for it where there is a GPU. Single samples are always cropped here.
         decode: ``"scaled"`` decodes a JPEG at a half, quarter or eighth of its size where every crop still has at least
