@@ -167,7 +167,7 @@ def notes(table: Table) -> list[str]:
         intervals = [item for item in differences if item.method]
         if len(intervals) > 3:
             chance = len(intervals) * (1 - intervals[0].confidence)
-            lines.append(f"Each interval holds by itself: of {len(intervals)}, {chance:.1f} exclude 0 by chance.")
+            lines.append(f"Each interval is for itself: of {len(intervals)}, {chance:.1f} exclude 0 by chance.")
     lines += table.unlearnt
     if any(row.own for row in table.results):
         lines.append(
