@@ -175,8 +175,9 @@ def test_committed_suites(name: str) -> None:
             # Without an option the position is what the file says of its encoder.
             assert given in (expected, None), method.name
     for claim in suite.claims:
-        datasets = {"adpe_ade20k": "ADE20K", "adpe_coco": "COCO", "adpe_imagenet": "ImageNet-1K"}
-        assert claim.published["dataset"] == datasets[name.removesuffix("_vitl")]
+        config = next(task.config for task in suite.tasks if task.name == claim.task)
+        recorded = read_config(ROOT / config).record
+        assert (claim.published["task"], claim.published["dataset"]) == (recorded.task, recorded.dataset)
         assert set(claim.tolerance) <= set(claim.published["metrics"])
 
 
