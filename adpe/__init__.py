@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from adpe.checkpoints.loading import load_encoder as load_encoder
     from adpe.checkpoints.loading import read_checkpoint as read_checkpoint
     from adpe.checkpoints.loading import save_checkpoint as save_checkpoint
+    from adpe.engine.folder.command import pretrain as pretrain
     from adpe.methods.adpe import AdPE as AdPE
     from adpe.methods.adversary import Adversary as Adversary
     from adpe.methods.base import PretrainingMethod as PretrainingMethod
@@ -41,6 +42,7 @@ _HOME = {
     "masked_autoencoder": "methods.factory",
     "load_checkpoint": "checkpoints.loading",
     "load_encoder": "checkpoints.loading",
+    "pretrain": "engine.folder.command",
     "read_checkpoint": "checkpoints.loading",
     "register_with_timm": "models.factory",
     "save_checkpoint": "checkpoints.loading",
