@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from adpe.models.factory import create_encoder as create_encoder
     from adpe.models.factory import register_with_timm as register_with_timm
     from adpe.models.vit import VisionTransformer as VisionTransformer
+    from adpe.sharing.hub import from_pretrained as from_pretrained
+    from adpe.sharing.hub import save_pretrained as save_pretrained
 
 _HOME = {
     "Adversary": "methods.adversary",
@@ -43,6 +45,8 @@ _HOME = {
     "load_checkpoint": "checkpoints.loading",
     "load_encoder": "checkpoints.loading",
     "pretrain": "engine.folder.command",
+    "from_pretrained": "sharing.hub",
+    "save_pretrained": "sharing.hub",
     "read_checkpoint": "checkpoints.loading",
     "register_with_timm": "models.factory",
     "save_checkpoint": "checkpoints.loading",

@@ -133,7 +133,9 @@ def for_transformers(tensors: dict[str, Tensor], framework: str, source: str) ->
     if framework != "huggingface_dinov2":
         for name in scales:
             if not bool((tensors.pop(name) == 1).all()):
-                raise UserError(f"{source} has LayerScale ({name}), which {framework} has not: --to huggingface_dinov2.")
+                raise UserError(
+                    f"{source} has LayerScale ({name}), which {framework} has not: --to huggingface_dinov2."
+                )
     for name in ("norm.weight", "cls_token"):
         if name not in tensors or (name == "cls_token" and tensors[name].shape[1] != 1):
             raise UserError(f"{source}: {framework} needs one {name}, which this encoder does not have.")

@@ -95,7 +95,9 @@ def _run(command: Callable[[argparse.Namespace], Any], args: argparse.Namespace)
     except SystemExit as stop:
         status = int(stop.code or 0)
     except KeyboardInterrupt:
-        resume = " To resume from the last checkpoint, run the same command with --resume." if command is not test else ""
+        resume = (
+            " To resume from the last checkpoint, run the same command with --resume." if command is not test else ""
+        )
         _report(UserError(f"interrupted.{resume}"), args.launcher)
         status = EXIT_INTERRUPTED
     except Exception as error:

@@ -1,4 +1,4 @@
-"""`adpe train CONFIG --data FOLDER` and :func:`adpe.pretrain`: one call that trains, resumes and says what to do next."""
+"""`adpe train CONFIG --data FOLDER` and :func:`adpe.pretrain`: one call trains, resumes, and says what to do next."""
 
 from __future__ import annotations
 

@@ -98,8 +98,8 @@ def run_trial(plan: dict[str, Any], told: Callable[[Measured], None]) -> tuple[l
     if not found:
         reason = errors[-1][:300] if errors else f"its process ended with status {child.returncode}"
         raise UserError(
-            f"the trial of {plan['config']} on {plan['options']['data_root']} measured nothing ({reason}): try a smaller "
-            "batch or encoder, --cfg-options train_dataloader.batch_size=8."
+            f"the trial of {plan['config']} on {plan['options']['data_root']} measured nothing ({reason}): try a "
+            "smaller batch or encoder, --cfg-options train_dataloader.batch_size=8."
         )
     return found, precision
 
