@@ -1,8 +1,7 @@
 #!/usr/bin/env python
 """Write an encoder as a folder for the Hugging Face hub: weights, config, and a model card made of its records.
 
-    python tools/share.py work_dirs/.../encoder.safetensors FOLDER --license cc-by-4.0 \\
-        --records work_dirs/.../record.jsonl
+    python tools/share.py work_dirs/mae/encoder.safetensors FOLDER --license cc-by-4.0 --records RECORDS...
 
 `hf upload OWNER/NAME FOLDER` sends it; `adpe.from_pretrained` reads the folder, or OWNER/NAME.
 Exit status: 0 done, 2 a mistake in the command line or the files.

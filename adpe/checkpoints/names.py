@@ -139,8 +139,9 @@ def from_our_names(
     """Translate our names into a framework's.
 
     The encoder, for "mae" with decoder and mask token, for "huggingface_vitmae" with MAE's, for "adpe" everything.
-    Sine-cosine positions, which ours recomputes, are written out; mmseg gets LayerScale of ones where there is none, since it starts at 0.1 there. A
-    relative-bias table with a key bias of zero makes it BEiT, whose biases of query and value stand apart.
+    Sine-cosine positions, which ours recomputes, are written out; mmseg gets LayerScale of ones where there is none,
+    since it starts at 0.1 there. A relative-bias table with a key bias of zero makes it BEiT, whose biases of query and
+    value stand apart.
 
     Args:
         state: from :func:`to_our_names`.
