@@ -1,4 +1,4 @@
-"""The model card: its numbers are those of the records, with their intervals, and it says where the weights come from."""
+"""The model card: its numbers are those of the records, with intervals, and it says where the weights come from."""
 
 from __future__ import annotations
 

@@ -209,6 +209,7 @@ def calls(home: Path, asked: list[tuple[str, dict[str, Any]]], **variables: str)
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+@pytest.mark.slow(20)
 def test_a_hub_is_read_through_its_endpoint_and_then_from_the_cache(tmp_path) -> None:
     ours, vit = encoder(1), encoder(2, num_heads=4)
     folders = {
@@ -246,5 +247,3 @@ def test_a_hub_is_read_through_its_endpoint_and_then_from_the_cache(tmp_path) ->
     offline = calls(tmp_path, [*asked, ("one/new", {})], HF_ENDPOINT=server.url, HF_HUB_OFFLINE="1")
     assert offline[:2] == expected
     assert "HF_HUB_OFFLINE" in offline[2]["error"] and "one/new" in offline[2]["error"]
-    (unreachable,) = calls(tmp_path, [("one/new", {})], HF_ENDPOINT=server.url)
-    assert "one/new" in unreachable["error"] and server.url in unreachable["error"]

@@ -109,7 +109,8 @@ def _find(args: argparse.Namespace, folder: Path, images: int, say: Callable[[st
     given = dict(args.cfg_options or {})
     seed = {} if args.seed is None else {"seed": args.seed}
     options: dict[str, Any] = {"data_root": str(folder), **given, **seed}
-    cfg = read_config(args.config, options)
+    # With the recipe's own length, whose share of warm-up is kept.
+    cfg = read_config(args.config, {name: value for name, value in options.items() if name != "epochs"})
     _check(cfg, args.config)
     hours = HOURS if args.hours is None else args.hours
     if not hours > 0:
