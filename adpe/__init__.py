@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from adpe.checkpoints.loading import load_encoder as load_encoder
     from adpe.checkpoints.loading import read_checkpoint as read_checkpoint
     from adpe.checkpoints.loading import save_checkpoint as save_checkpoint
+    from adpe.engine.folder.command import pretrain as pretrain
     from adpe.methods.adpe import AdPE as AdPE
     from adpe.methods.adversary import Adversary as Adversary
     from adpe.methods.base import PretrainingMethod as PretrainingMethod
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from adpe.models.factory import create_encoder as create_encoder
     from adpe.models.factory import register_with_timm as register_with_timm
     from adpe.models.vit import VisionTransformer as VisionTransformer
+    from adpe.sharing.hub import from_pretrained as from_pretrained
+    from adpe.sharing.hub import save_pretrained as save_pretrained
 
 _HOME = {
     "Adversary": "methods.adversary",
@@ -41,6 +44,9 @@ _HOME = {
     "masked_autoencoder": "methods.factory",
     "load_checkpoint": "checkpoints.loading",
     "load_encoder": "checkpoints.loading",
+    "pretrain": "engine.folder.command",
+    "from_pretrained": "sharing.hub",
+    "save_pretrained": "sharing.hub",
     "read_checkpoint": "checkpoints.loading",
     "register_with_timm": "models.factory",
     "save_checkpoint": "checkpoints.loading",

@@ -15,6 +15,7 @@ COMMANDS: dict[str, tuple[str, list[str], str]] = {
     "evaluate": ("evaluate.py", [], "evaluate frozen encoders and rank them in one table"),
     "infer": ("infer.py", [], "predict pictures without labels"),
     "convert": ("convert_checkpoint.py", [], "write a checkpoint by another framework's names"),
+    "share": ("share.py", [], "write an encoder as a folder for the Hugging Face hub"),
     "visualize": ("visualize.py", [], "draw reconstructions, positions and attention"),
     "prepare": ("prepare_data.py", [], "download a data set and lay it out"),
     "data": ("verify_data.py", [], "verify a data set before training on it"),

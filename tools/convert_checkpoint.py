@@ -5,12 +5,13 @@
     python tools/convert_checkpoint.py mae_pretrain_vit_base.pth encoder.safetensors --to adpe
 
 The format of IN is recognised. OUT ends in .safetensors (timm and this project read it) or in .pth (all do). The
-encoder is converted; `mae` takes decoder and mask token too, `adpe` everything. Tensors are copied bit by bit;
-sine-cosine positions, which this project makes itself, are written out for the others, on the grid of pretraining.
+encoder is converted; `mae` and `huggingface_vitmae` take MAE's decoder and mask token too, `adpe` everything. Tensors
+are copied bit by bit; sine-cosine positions, which this project makes itself, are written out for the others, on the
+grid of pretraining.
 
 OUT carries the specification of its model, that of IN, or what its tensors show; where they do not show enough,
---set gives the rest, e.g. --set num_heads=3 position=relative_interpolated method=MAE. A .pth for timm has no place
-for it.
+--set gives the rest, e.g. --set num_heads=3 position=relative_interpolated method=MAE. A .pth for timm
+or Hugging Face has no place for it. tools/share.py writes a folder with the config that transformers reads besides.
 
 Exit status: 0 done, 2 a mistake in the command line or the files.
 """
@@ -73,8 +74,8 @@ def convert(
         )
     tensors, more = from_our_names(ours, framework, said.pretrain_img_size[0], str(source))
     left_out |= more
-    if framework == "mmseg":
-        said = replace(said, layer_scale=True)  # of ones, see from_our_names
+    if framework == "mmseg" or framework.startswith("huggingface"):
+        said = replace(said, layer_scale=framework in ("mmseg", "huggingface_dinov2"))  # of ones, see from_our_names
     carried = {} if missing else {KEY: said.to_json()}
     if target.suffix == ".safetensors":
         save_checkpoint(tensors, target, {"format": "pt", **carried})
@@ -116,7 +117,7 @@ def _around(tensors: dict[str, Any], framework: Framework, carried: dict[str, st
     """What a framework expects around the tensors of a .pth file, with the specification where that has a place."""
     if framework in ("mmseg", "mmpretrain"):
         return {AROUND[framework]: tensors, "meta": carried}
-    if framework == "timm":
+    if framework == "timm" or framework.startswith("huggingface"):
         return tensors
     return {AROUND[framework]: tensors, **carried} if framework in AROUND else {"model": tensors, **carried}
 

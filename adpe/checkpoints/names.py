@@ -16,12 +16,15 @@ import torch
 from torch import Tensor
 
 from adpe.checkpoints.copies import one_encoder, unwrap, without_wrappers
-from adpe.checkpoints.other_libraries import from_other_libraries
+from adpe.checkpoints.other_libraries import FROM_TIMM, for_transformers, from_other_libraries
 from adpe.errors import UserError
-from adpe.models.pos_embed import is_sincos, sincos_table
+from adpe.models.pos_embed import is_sincos, sincos_table, square_side
 from adpe.models.vit import FORM
 
-Framework = Literal["adpe", "timm", "mae", "mmseg", "mmpretrain", "detectron2"]
+Framework = Literal[
+    "adpe", "timm", "mae", "mmseg", "mmpretrain", "detectron2",
+    "huggingface_vit", "huggingface_dinov2", "huggingface_vitmae",
+]  # fmt: skip
 
 # Every framework's names as timm's, in this order.
 TO_TIMM = [
@@ -73,6 +76,7 @@ _FROM_OURS: dict[str, list[tuple[str, str]]] = {
         (r"^head\.", "head.fc."),
     ],
     "detectron2": [(r"^", "backbone.net.")],
+    **FROM_TIMM,
 }
 
 
@@ -134,9 +138,10 @@ def from_our_names(
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Translate our names into a framework's.
 
-    The encoder, for "mae" with decoder and mask token, for "adpe" everything. Sine-cosine positions, which ours
-    recomputes, are written out; mmseg gets LayerScale of ones where there is none, since it starts at 0.1 there. A
-    relative-bias table with a key bias of zero makes it BEiT, whose biases of query and value stand apart.
+    The encoder, for "mae" with decoder and mask token, for "huggingface_vitmae" with MAE's, for "adpe" everything.
+    Sine-cosine positions, which ours recomputes, are written out; mmseg gets LayerScale of ones where there is none,
+    since it starts at 0.1 there. A relative-bias table with a key bias of zero makes it BEiT, whose biases of query and
+    value stand apart.
 
     Args:
         state: from :func:`to_our_names`.
@@ -157,8 +162,9 @@ def from_our_names(
     encoder = {name.removeprefix("encoder."): t for name, t in state.items() if name.startswith("encoder.")}
     left_out: dict[str, str] = {}
     rest: dict[str, Tensor] = {}
+    decoded = framework == "mae" or (framework == "huggingface_vitmae" and _has_decoder_of_mae(state))
     for name, tensor in state.items():
-        if framework == "mae" and name.startswith(("decoder.", "mask_token")):
+        if decoded and name.startswith(("decoder.", "mask_token")):
             rest[re.sub(r"^decoder\.", "decoder_", name)] = tensor
         elif not name.startswith("encoder."):
             left_out[name] = "not part of the encoder"
@@ -179,6 +185,20 @@ def from_our_names(
             raise UserError(f"img_size={img_size} is not divisible by the patch size {patch} of {source}.")
         side = img_size // patch
         encoder["pos_embed"] = sincos_table(side, side, width, torch.float32, torch.device("cpu")).clone()
+    if framework in FROM_TIMM:
+        for name in [name for name in encoder if re.match(r"(?:head|fc_norm)\.", name)]:
+            del encoder[name]
+            left_out[f"encoder.{name}"] = "head over the mean of the patch tokens"
+        if rest:
+            width, rows = state["decoder.embed.weight"].shape[0], encoder["pos_embed"].shape[1] - 1
+            side = square_side(encoder["pos_embed"])
+            if side <= 0:
+                raise UserError(f"{source}: its pos_embed of {rows} patches is not square, as {framework}'s is.")
+            table = sincos_table(side, side, width, torch.float32, torch.device("cpu")).clone()
+            rest.setdefault("decoder_pos_embed", table)
+        encoder |= rest
+        rest = {}
+        for_transformers(encoder, framework, source)
     if framework == "mmseg":
         for index in {name.split(".")[1] for name in encoder if name.startswith("blocks.")}:
             for branch in (1, 2):
@@ -208,6 +228,14 @@ def summarize(names: Iterable[str]) -> str:
         words += counts.items() if len(counts) <= 3 else [(f"{first}.*", sum(counts.values()))]
     text = ", ".join(f"{word} ({count})" if count > 1 else word for word, count in words[:6])
     return text + (f" and {len(words) - 6} more" if len(words) > 6 else "")
+
+
+def _has_decoder_of_mae(state: Mapping[str, Tensor]) -> bool:
+    """Whether mask tokens are known to enter before the decoder: MAE+'s enter before the encoder."""
+    token, embed = state.get("mask_token"), state.get("decoder.embed.weight")
+    if token is None or embed is None or not any(name.startswith("decoder.blocks.") for name in state):
+        return False
+    return bool(token.shape[-1] == embed.shape[0] != embed.shape[1])
 
 
 def _join_query_and_value_bias(tensors: dict[str, Tensor]) -> None:

@@ -53,7 +53,17 @@ def train_main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--amp", nargs="?", const="bf16", choices=["bf16", "fp16"], help="mixed precision")
     parser.add_argument("--seed", type=int, help="random seed")
     parser.add_argument("--deterministic", action="store_true", help="deterministic algorithms, slower on a GPU")
-    return _run(train, parser.parse_args(arguments))
+    parser.add_argument("--data", metavar="FOLDER", help="pretrain on a folder or archive of images, in a size, batch "
+                        "and length that a trial finds for this machine; the same command resumes")  # fmt: skip
+    parser.add_argument("--hours", type=float, help="that a training with --data may take; default: 1")
+    args = parser.parse_args(arguments)
+    if args.data is None:
+        if args.hours is not None:
+            parser.error("--hours goes with --data")
+        return _run(train, args)
+    from adpe.engine.folder.command import train_folder  # which trains through this module
+
+    return _run(train_folder, args)
 
 
 def test_main(arguments: list[str] | None = None) -> int:
@@ -86,7 +96,9 @@ def _run(command: Callable[[argparse.Namespace], Any], args: argparse.Namespace)
     except SystemExit as stop:
         status = int(stop.code or 0)
     except KeyboardInterrupt:
-        resume = " To resume from the last checkpoint, run the same command with --resume." if command is train else ""
+        resume = (
+            " To resume from the last checkpoint, run the same command with --resume." if command is not test else ""
+        )
         _report(UserError(f"interrupted.{resume}"), args.launcher)
         status = EXIT_INTERRUPTED
     except Exception as error:

@@ -43,23 +43,12 @@ def create_encoder(name: str, **options: Any) -> VisionTransformer:
 
 
 def register_with_timm() -> None:
-    """Make ``timm.create_model("adpe_vit_base_patch16", num_classes=1000)`` build our encoder."""
+    """Make ``timm.create_model("adpe_vit_base_patch16", num_classes=1000)`` build our encoder.
+
+    With ``features_only=True`` it gives the maps of chosen blocks; ``pretrained_cfg`` says how images are normalised.
+    ``hf-hub:OWNER/NAME`` and ``local-dir:FOLDER`` read what :func:`adpe.save_pretrained` wrote.
+    """
     require("timm", "requirements/runtime.txt")
-    from timm.models import is_model, register_model
+    from adpe.models.timm_names import register
 
-    for name in PUBLISHED:
-        if not is_model(name):
-            register_model(_timm_entrypoint(name))
-
-
-def _timm_entrypoint(name: str):
-    def entrypoint(pretrained: bool = False, **options: Any) -> VisionTransformer:
-        for key in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):  # timm's own, about its downloads
-            options.pop(key, None)
-        if pretrained:
-            raise ValueError(f"No weights are published for {name}: load yours with adpe.load_checkpoint.")
-        return create_encoder(name, **{"num_classes": 1000, **options})
-
-    entrypoint.__name__ = name
-    entrypoint.__module__ = __name__
-    return entrypoint
+    register()

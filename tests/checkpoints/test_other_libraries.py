@@ -10,53 +10,21 @@ import torch
 import torchvision
 from checkpoint_cases import encoder, fails, randomized, same
 from torch import Tensor, nn
+from transformers_names import DINOV2, VIT, transformers_names
 
 import adpe
 from adpe.errors import UserError
-
-# Names of transformers 4.57, as `ViTModel(...).state_dict()` and its neighbours have them.
-_VIT = {
-    "cls_token": "embeddings.cls_token", "pos_embed": "embeddings.position_embeddings",
-    "patch_embed.proj": "embeddings.patch_embeddings.projection", "norm1": "layernorm_before",
-    "norm2": "layernorm_after", "attn.proj": "attention.output.dense", "mlp.fc1": "intermediate.dense",
-    "mlp.fc2": "output.dense", "norm": "layernorm", "ls1.gamma": "lambda_1", "ls2.gamma": "lambda_2",
-    "attn.relative_position_bias_table": "attention.attention.relative_position_bias.relative_position_bias_table",
-}  # fmt: skip
-_DINOV2 = _VIT | {
-    "norm1": "norm1", "norm2": "norm2", "mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2",
-    "ls1.gamma": "layer_scale1.lambda1", "ls2.gamma": "layer_scale2.lambda1",
-}  # fmt: skip
 
 
 def images() -> Tensor:
     return torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
 
-def transformers_names(model: nn.Module, names: dict[str, str], beit: bool = False) -> dict[str, Tensor]:
-    """The state of an encoder of ours as transformers saves its own, with three projections for one."""
-    state = {}
-    for name, tensor in model.state_dict().items():
-        before, inner = "", name
-        if name.startswith("blocks."):
-            number, inner = name.removeprefix("blocks.").split(".", 1)
-            before = f"encoder.layer.{number}."
-        layer, _, kind = inner.rpartition(".")
-        if layer == "attn.qkv":
-            for part, third in zip(("query", "key", "value"), tensor.chunk(3), strict=True):
-                if not (beit and part == "key" and kind == "bias"):
-                    state[f"{before}attention.attention.{part}.{kind}"] = third
-        elif inner in names:
-            state[before + names[inner]] = tensor
-        else:
-            state[f"{before}{names[layer]}.{kind}"] = tensor
-    return state
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("prefix", ["", "vit."])
 def test_vit_of_transformers(prefix, tmp_path) -> None:
     theirs = encoder(1, learned_pos_embed=True, norm_eps=1e-12).eval()
-    state = {prefix + name: tensor for name, tensor in transformers_names(theirs, _VIT).items()}
+    state = {prefix + name: tensor for name, tensor in transformers_names(theirs, VIT).items()}
     state |= {"vit.pooler.dense.weight": torch.ones(32, 32)} if prefix else {}
     state |= {"classifier.weight": torch.ones(5, 32), "classifier.bias": torch.ones(5)} if prefix else {}
     torch.save(state, tmp_path / "pytorch_model.bin")
@@ -68,7 +36,7 @@ def test_vit_of_transformers(prefix, tmp_path) -> None:
 @torch.no_grad()
 def test_dinov2_of_transformers(tmp_path) -> None:
     theirs = encoder(1, learned_pos_embed=True, init_values=0.1).eval()
-    state = {f"dinov2.{name}": tensor for name, tensor in transformers_names(theirs, _DINOV2).items()}
+    state = {f"dinov2.{name}": tensor for name, tensor in transformers_names(theirs, DINOV2).items()}
     assert "dinov2.encoder.layer.1.layer_scale2.lambda1" in state
     state["dinov2.embeddings.mask_token"] = torch.ones(1, 32)
     torch.save(state, tmp_path / "dinov2.bin")
@@ -81,7 +49,7 @@ def test_beit_of_transformers_has_no_bias_of_the_key(tmp_path) -> None:
     theirs = encoder(1, use_rel_pos_bias=True, init_values=0.1, position="none").eval()
     for block in theirs.blocks:
         block.attn.qkv.bias[32:64] = 0
-    state = transformers_names(theirs, _VIT, beit=True)
+    state = transformers_names(theirs, VIT, beit=True)
     assert "encoder.layer.0.attention.attention.key.bias" not in state
     torch.save({f"beit.{name}": tensor for name, tensor in state.items()}, tmp_path / "beit.bin")
     ours = adpe.load_encoder(tmp_path / "beit.bin", verbose=False, img_size=32, norm_eps=1e-6).eval()
@@ -91,8 +59,8 @@ def test_beit_of_transformers_has_no_bias_of_the_key(tmp_path) -> None:
 def test_masked_autoencoder_of_transformers(tmp_path) -> None:
     """Its decoder stands beside its encoder: `ViTMAEForPreTraining`."""
     source = adpe.masked_autoencoder(encoder(1), decoder_embed_dim=16, decoder_depth=1, decoder_num_heads=2)
-    state = {f"vit.{name}": tensor for name, tensor in transformers_names(source.encoder, _VIT).items()}
-    decoder = transformers_names(nn.ModuleDict({"blocks": source.decoder.blocks}), _VIT)
+    state = {f"vit.{name}": tensor for name, tensor in transformers_names(source.encoder, VIT).items()}
+    decoder = transformers_names(nn.ModuleDict({"blocks": source.decoder.blocks}), VIT)
     state |= {f"decoder.{n.replace('encoder.layer', 'decoder_layers')}": t for n, t in decoder.items()}
     for part in ("embed", "norm", "pred"):
         module = getattr(source.decoder, part)
