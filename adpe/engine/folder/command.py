@@ -53,7 +53,7 @@ def pretrain(
     printed and kept in the work directory; the same call resumes a stopped training, bit by bit.
 
     Args:
-        folder: images, see :class:`adpe.data.images.ImageSource`.
+        folder: images, see :class:`adpe.data.sources.images.ImageSource`.
         config: a pretraining recipe.
         work_dir: for checkpoints, pictures and the encoder; default: ``work_dirs/<config>_<folder>``.
         hours: that the training may take; 1 by default.

@@ -13,7 +13,7 @@ from typing import Any
 
 from mmengine.config import Config
 
-from adpe.data.images import ImageSource
+from adpe.data.sources.images import ImageSource
 from adpe.engine.config import find_config, read_config
 from adpe.engine.folder.choice import Choice, batch_of, choose, needed_speed
 from adpe.engine.folder.trial import SECONDS, Measured, run_trial
