@@ -24,7 +24,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for file in list(files.documentation_pages()) + files.media_files():
         if file.src_dir == config.docs_dir:
             files.remove(file)
-    guides = sorted(f"docs/{path.name}" for path in Path(config.docs_dir).glob("*.md"))
+    guides = sorted(path.relative_to(root).as_posix() for path in Path(config.docs_dir).rglob("*.md"))
     texts = {name: (root / name).read_text(encoding="utf-8") for name in (*PAGES, *guides)}
     texts["docs/tutorial.md"] = notebook_as_markdown(json.loads((root / "docs/tutorial.ipynb").read_text("utf-8")))
     for name, text in list(texts.items()):

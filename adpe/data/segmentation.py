@@ -40,8 +40,7 @@ class AdPESegmentationDataset(NamesFiles, BaseSegDataset):
         reduce_zero_label: whether label 0 means unlabelled.
         metainfo: as in `BaseSegDataset`.
         img_suffix: end of the images' names; by default any of `adpe.data.sources.names.EXTENSIONS`. Other files in
-        the folder
-            are counted in a warning.
+            the folder are counted in a warning.
         kwargs: as in `BaseSegDataset`. With `backend_args` the data may lie elsewhere than on a disk: the layout is
             not checked then.
 

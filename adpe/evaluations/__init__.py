@@ -3,7 +3,7 @@
 EVALUATIONS = {
     "attentive_probe": "adpe.evaluations.attentive_probe:AttentiveProbe",
     "backdoor": "adpe.evaluations.robustness:BackdoorRobustness",
-    "dual_prompts": "adpe.evaluations.multi_label.metrics.dual_prompt_recognition:DualPromptRecognition",
+    "dual_prompts": "adpe.evaluations.multi_label.dual_prompt_recognition:DualPromptRecognition",
     "efficient_probe": "adpe.evaluations.attentive_probe:EfficientProbing",
     "knn": "adpe.evaluations.knn:KNN",
     "knn_layers": "adpe.evaluations.knn:LayerKNN",

@@ -75,7 +75,7 @@ class MAE(PretrainingMethod):
         decoder_learned_pos_embed: train the decoder's positions, those of the class tokens too (Pixio), for crops of
             the encoder's `img_size` alone.
         mask: which patches are hidden, see :func:`adpe.methods.masks.rankings.build_ranking`; None hides them at
-        random.
+            random.
 
     Raises:
         ValueError: for options that do not go together; the message says which.

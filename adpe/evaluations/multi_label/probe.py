@@ -1,7 +1,7 @@
 """Several labels an image on a frozen encoder: what such evaluations share, and a linear probe on pooled features.
 
 Dual prompts, which take a linear head along, are in
-:mod:`adpe.evaluations.multi_label.metrics.dual_prompt_recognition`.
+:mod:`adpe.evaluations.multi_label.dual_prompt_recognition`.
 """
 
 from __future__ import annotations

@@ -21,8 +21,7 @@ class AdPESaliencyViT(AdPEViT, SaliencyViT):
 
     Args:
         saliency: of :class:`adpe.models.backbones.saliency_vit.SaliencyViT`. With ``type="attention"`` and no
-        ``encoder`` the
-            frozen encoder is the one of `init_cfg`. ``mean`` and ``std`` are for pixels in 0..1.
+            ``encoder`` the frozen encoder is the one of `init_cfg`. ``mean`` and ``std`` are for pixels in 0..1.
         options: of :class:`AdPEViT`; a class token, absolute positions and no windows.
 
     Raises:
