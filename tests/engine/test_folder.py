@@ -144,10 +144,10 @@ def test_a_mistake_in_the_trials_process_is_told_in_a_sentence(photographs) -> N
 # The call ------------------------------------------------------------------------------------------------------------
 
 
-def call(photographs: Path, work_dir: Path, **changes: Any) -> Path:
+def call(photographs: Path, work_dir: Path, config: str | Path = CONFIG, **changes: Any) -> Path:
     options = {**TINY, **FIXED, **changes}
     options = {name.replace(".", "__"): value for name, value in options.items()}
-    return adpe.pretrain(photographs, CONFIG, work_dir, **options)
+    return adpe.pretrain(photographs, config, work_dir, **options)
 
 
 @pytest.mark.slow(60)
@@ -193,7 +193,7 @@ def test_a_stopped_call_is_resumed_by_the_same_call_bit_by_bit(photographs, tmp_
     # Once more: nothing is trained, and what comes next is told.
     before = (stopped / "epoch_8.pth").stat().st_mtime_ns
     capsys.readouterr()
-    call(photographs, stopped, epochs=8)
+    call(photographs, stopped, Path(__file__).parents[2] / f"configs/{CONFIG}.py", epochs=8)
     assert (stopped / "epoch_8.pth").stat().st_mtime_ns == before
     assert next_steps(stopped, str(photographs)) in capsys.readouterr().out
     run_next(stopped, photographs, monkeypatch)
