@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 
 import adpe
 from adpe.checkpoints.loading import describe_encoder
+from adpe.checkpoints.names import Framework
 from adpe.models.specification import specification_of
 
 SCRIPT = Path(__file__).parents[2] / "tools" / "convert_checkpoint.py"
@@ -36,7 +38,7 @@ def source(tmp_path) -> Path:
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-@pytest.mark.parametrize("framework", ["timm", "mae", "mmseg", "mmpretrain", "detectron2"])
+@pytest.mark.parametrize("framework", get_args(Framework)[1:])
 def test_files_there_and_back(main, source, framework, suffix, tmp_path, capsys):
     theirs, back, again = (tmp_path / f"{name}{suffix}" for name in ("theirs", "back", "again"))
     assert main(source, theirs, "--to", framework, "--img-size", 32) == 0
@@ -49,7 +51,7 @@ def test_files_there_and_back(main, source, framework, suffix, tmp_path, capsys)
     assert adpe.load_checkpoint(model, theirs, verbose=False).coverage == 100.0
     assert same(model.state_dict(), encoder(1).state_dict())
     lines = capsys.readouterr().out.splitlines()
-    count = 34 if framework == "mmseg" else 30
+    count = {"mmseg": 34, "huggingface_dinov2": 43}.get(framework, 38 if framework.startswith("hugging") else 30)
     assert lines[0] == f"wrote {theirs}: {count} tensors in {framework}'s names"
     assert len(lines) == 3
 

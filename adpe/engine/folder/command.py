@@ -41,7 +41,7 @@ def train_folder(args: argparse.Namespace) -> Path:
 
 def pretrain(
     folder: str | Path,
-    config: str = CONFIG,
+    config: str | Path = CONFIG,
     work_dir: str | Path | None = None,
     hours: float | None = None,
     seed: int | None = None,
@@ -69,7 +69,7 @@ def pretrain(
     """
     dotted = {name.replace("__", "."): value for name, value in options.items()}
     args = argparse.Namespace(
-        config=config, data=str(folder), hours=hours, work_dir=work_dir and str(work_dir), cfg_options=dotted,
+        config=str(config), data=str(folder), hours=hours, work_dir=work_dir and str(work_dir), cfg_options=dotted,
         launcher="none", resume=None, amp=None, seed=seed, deterministic=False,
     )  # fmt: skip
     handlers = {number: signal.getsignal(number) for number in STOPPING}

@@ -20,7 +20,7 @@ from adpe.engine.folder.trial import SECONDS, Measured, run_trial
 from adpe.engine.processes import lock_work_dir
 from adpe.engine.settings.effective_batch import divide
 from adpe.errors import UserError
-from adpe.files import atomic_write
+from adpe.files import ROOT, atomic_write
 from adpe.methods.factory import autoencoder_of, method_class
 from adpe.models.factory import SIZES
 
@@ -63,10 +63,17 @@ def settle(args: argparse.Namespace, say: Callable[[str], None] = print) -> Path
     work_dir.mkdir(parents=True, exist_ok=True)
     lock_work_dir(str(work_dir), args.launcher)
     names = hashlib.sha256("\n".join(source.paths).encode("utf-8", "surrogateescape")).hexdigest()[:16]
-    asked = {
-        "config": str(args.config), "data": str(folder), "images": len(source), "names": names, "seed": args.seed,
-        "amp": args.amp, "deterministic": args.deterministic, "options": args.cfg_options or {},
-    }  # fmt: skip
+    recipe = config.resolve()
+    asked: dict[str, Any] = {
+        "config": str(recipe.relative_to(ROOT) if recipe.is_relative_to(ROOT) else recipe),
+        "data": str(folder),
+        "images": len(source),
+        "names": names,
+        "seed": args.seed,
+        "amp": args.amp,
+        "deterministic": args.deterministic,
+        "options": args.cfg_options or {},
+    }
     asked = json.loads(json.dumps(asked, default=str))
     file = work_dir / FILE
     if file.exists():

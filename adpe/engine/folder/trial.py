@@ -163,7 +163,7 @@ def _measure(cfg: Config, model: str, batch: int, seconds: float) -> Measured | 
                 begin = end
             if count > _WARM_UP and end - begin >= seconds:
                 break
-    except torch.OutOfMemoryError:
+    except torch.cuda.OutOfMemoryError:
         return None
     peak = torch.cuda.max_memory_reserved() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     iterations = count - _WARM_UP
