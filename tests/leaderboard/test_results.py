@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from adpe.leaderboard.protocol import fingerprint
 from adpe.leaderboard.published import read_published
 from adpe.leaderboard.ranking import build_leaderboard
 from adpe.leaderboard.ranking.meaning import meaning
-from adpe.leaderboard.readme import RECORDS, committed_records
+from adpe.leaderboard.readme import committed_records
 from adpe.leaderboard.records import read_records, record_fault
 from adpe.leaderboard.tables import captions, to_csv, to_latex, to_markdown
 from adpe.leaderboard.tasks import metric_of
@@ -140,23 +139,6 @@ def test_the_page_of_all_records_is_under_a_megabyte(tmp_path: Path) -> None:
     path = write_report(tmp_path / "index.html", board, [(one, tmp_path / "gone") for one in found], published)
     assert path.stat().st_size < 1_000_000
     assert "font-style: italic" not in path.read_text()
-
-
-def test_a_table_of_a_thousand_records_takes_less_than_a_second(tmp_path: Path) -> None:
-    """Of processor time, whatever else the machine does; the records are the committed ones under other names."""
-    raw = [line for file in sorted(RECORDS.glob("*.jsonl")) for line in file.read_text().splitlines()]
-    parsed = [json.loads(line) for line in raw]
-    lines = []
-    for copy in range(1 + 1000 // len(raw)):
-        for one in parsed:
-            kept = one if copy == 0 else {name: value for name, value in one.items() if name != "protocol"}
-            lines.append(json.dumps(kept | {"method": f"{one['method']} {copy}", "run": f"{one['run']}-{copy}"}))
-    (tmp_path / "records.jsonl").write_text("\n".join(lines[:1000]) + "\n")
-    began = time.process_time()
-    read, _ = read_records(tmp_path / "records.jsonl")
-    text = to_markdown(build_leaderboard(read, published=read_published()))
-    assert len(read) == 1000 and "Segmentation on" in text
-    assert time.process_time() - began < 1.0
 
 
 def test_floors_are_below_every_published_number() -> None:
