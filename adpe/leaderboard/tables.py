@@ -80,6 +80,7 @@ def header(table: Table) -> list[str]:
 def body(table: Table) -> list[list[Entry]]:
     """Cells of every row that is a result, in the order of `header`; ``str`` adds a cell's notes in brackets."""
     shown = _columns(table)
+    compared = {name for name in table.metrics if _has_difference(table, name)}
     lines = []
     for row in table.results:
         line = [Entry(row.protocol)] * shown.protocol + [Entry(row.method)]
@@ -89,7 +90,7 @@ def body(table: Table) -> list[list[Entry]]:
         line += [Entry(str(len(row.seeds)), number=len(row.seeds)) if row.kind == OURS else Entry("")] * shown.seeds
         for name in table.metrics:
             line.append(value_entry(name, row.cells.get(name)))
-            if _has_difference(table, name):
+            if name in compared:
                 line.append(difference_entry(name, row))
         line += [Entry("yes" if row.author_verified else "")] * shown.verified
         line += [Entry(_source(row))] * shown.source
@@ -323,6 +324,7 @@ def to_latex(leaderboard: Leaderboard) -> str:
     parts = []
     for table in leaderboard.tables:
         if not table.results:
+            parts += [f"% {table.title}: {' '.join(table.unlearnt)}".replace("\n", " "), ""]
             continue
         columns = "".join("r" if numeric else "l" for numeric in is_numeric(table))
         lines = [" & ".join(_latex(title, True) for title in header(table)) + r" \\", r"\midrule"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 
@@ -150,6 +151,7 @@ def main_metrics(task: str, found: Iterable[str]) -> tuple[str, ...]:
     return tuple(name for name in known if name in names) or names
 
 
+@cache
 def metric_of(name: str) -> Metric:
     """How the recorded metric `name` is shown; an unknown one as it is."""
     return METRICS.get(_short(name), Metric(name, unit=""))
@@ -173,6 +175,7 @@ def show_metric(name: str, value: Any) -> str:
     return f"{value * metric.scale:.{metric.digits}f}" if is_defined(name, value) else "undefined"
 
 
+@cache
 def _short(name: str) -> str:
     last = name.rpartition("/")[2]
     return last if last in METRICS else name

@@ -198,6 +198,6 @@ visualizer = dict(type="DetLocalVisualizer")
 record = dict(
     method=None if pretrained else "random",
     task="detection",
-    dataset="COCO 2017",
+    dataset="COCO",
     start="pretrained" if pretrained else "random",
 )
