@@ -16,8 +16,9 @@ from typing import Any, get_args
 
 from torch import Tensor
 
-from adpe.checkpoints.loading import describe_encoder, load_encoder, read_checkpoint, save_checkpoint
+from adpe.checkpoints.loading import check_values, describe_encoder, load_encoder, save_checkpoint
 from adpe.checkpoints.names import Framework, from_our_names
+from adpe.checkpoints.reading import read_file
 from adpe.errors import UserError, require
 from adpe.files import atomic_write
 from adpe.leaderboard.records import read_records
@@ -45,8 +46,8 @@ def save_pretrained(
     """Write an encoder as a folder for the Hugging Face hub: weights, config, and a model card.
 
     Args:
-        encoder: file of an encoder, as a pretraining writes it, which is copied byte by byte for ``"adpe"``, so that
-            the hash that records have of it stays true; or an encoder, whose origin the card cannot tell.
+        encoder: file of an encoder. One as a pretraining writes it is copied byte by byte for ``"adpe"``, so that the
+            hash that records have of it stays true. Or an encoder at hand, whose origin the card cannot tell.
         folder: to write.
         name: ``OWNER/NAME`` on the hub, for the card; default: the folder's name.
         license: of the weights, an identifier of the hub such as ``"cc-by-4.0"``.
@@ -72,15 +73,17 @@ def save_pretrained(
     measured = check_records(_records(records), said)
     source = "the encoder" if isinstance(encoder, VisionTransformer) else str(encoder)
     if framework != "adpe":
-        state, _ = from_our_names(state, framework, said.pretrain_img_size[0], source)
         said = replace(said, layer_scale=framework == "huggingface_dinov2")  # of ones, or left out
     files = {key: json.dumps(text, indent=2) + "\n" for key, text in configs_of(said, framework).items()}
     files["README.md"] = model_card(name or folder.name, said, framework, license, own, measured)
-    if framework == "adpe" and not isinstance(encoder, VisionTransformer) and Path(encoder).suffix == ".safetensors":
-        with atomic_write(folder / WEIGHTS) as temporary:
-            shutil.copyfile(encoder, temporary)
-    else:
+    if framework != "adpe":
+        state, _ = from_our_names(state, framework, said.pretrain_img_size[0], source)
         save_checkpoint(state, folder / WEIGHTS, {"format": "pt"}, said)
+    elif source.endswith(".safetensors") and read_file(source).keys() == state.keys():
+        with atomic_write(folder / WEIGHTS) as temporary:
+            shutil.copyfile(source, temporary)
+    else:
+        save_checkpoint(state, folder / WEIGHTS, specification=said)
     for file, text in files.items():
         with atomic_write(folder / file) as temporary:
             temporary.write_text(text, encoding="utf-8")
@@ -141,23 +144,23 @@ def _source(
 ) -> tuple[ModelSpecification, dict[str, Tensor], dict[str, Any] | None]:
     """The specification of an encoder, its tensors by our names, and the record of the run that made it."""
     if isinstance(encoder, VisionTransformer):
-        state = {f"encoder.{key}": tensor for key, tensor in encoder.state_dict().items()}
-        return specification_of(encoder), state, None
-    path = Path(encoder)
-    described = describe_encoder(path)
-    if not described.carried:
-        raise UserError(
-            f"{path} does not carry the specification of its encoder: write one that does with "
-            f"tools/convert_checkpoint.py {path} encoder.safetensors --to adpe, and share that."
-        )
-    beside = path.parent / "record.jsonl"
-    records = read_records(beside)[0] if beside.is_file() else []
-    own = [
-        r
-        for r in records
-        if r["task"] == "pretrain" and r.get("config_sha256") == described.specification.config_sha256
-    ]
-    return described.specification, read_checkpoint(path), own[-1] if own else None
+        said, model, own = specification_of(encoder), encoder, []
+    else:
+        path = Path(encoder)
+        described = describe_encoder(path)
+        if not described.carried:
+            raise UserError(
+                f"{path} does not carry the specification of its encoder: write one that does with "
+                f"tools/convert_checkpoint.py {path} encoder.safetensors --to adpe, and share that."
+            )
+        said, model = described.specification, load_encoder(path, verbose=False)
+        beside = path.parent / "record.jsonl"
+        records = read_records(beside)[0] if beside.is_file() else []
+        own = [one for one in records if one["task"] == "pretrain" and one.get("config_sha256") == said.config_sha256]
+    state = {f"encoder.{name}": tensor for name, tensor in model.state_dict().items()}
+    for name, tensor in state.items():
+        check_values(name, tensor, "the encoder")
+    return said, state, own[-1] if own else None
 
 
 def _records(files: Iterable[str | Path]) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ import timm
 import torch
 
 import adpe
+from adpe.data.multicrop import IMAGENET_MEAN, IMAGENET_STD
 from adpe.models.factory import PUBLISHED, create_encoder
 
 
@@ -93,6 +94,24 @@ def test_timm_builds_our_encoders() -> None:
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), same.parameters(), strict=True))
     with pytest.raises(ValueError, match="No weights are published for adpe_vit_base_patch16"):
         timm.create_model("adpe_vit_base_patch16", pretrained=True)
+
+
+@torch.no_grad()
+def test_timm_finds_normalisation_and_maps_of_our_names() -> None:
+    adpe.register_with_timm()
+    model = timm.create_model("adpe_vit_tiny_patch16", num_classes=0, depth=4).eval()
+    config = timm.data.resolve_model_data_config(model)
+    assert (config["mean"], config["std"]) == (IMAGENET_MEAN, IMAGENET_STD)
+    assert (config["input_size"], config["interpolation"], config["crop_pct"]) == ((3, 224, 224), "bicubic", 0.875)
+    maps = timm.create_model("adpe_vit_tiny_patch16", features_only=True, depth=4, out_indices=(1, 2)).eval()
+    assert len(maps.model.blocks) == 3
+    assert (maps.feature_info.channels(), maps.feature_info.reduction()) == ([192, 192], [16, 16])
+    maps.model.load_state_dict(
+        {k: t for k, t in model.state_dict().items() if not k.startswith(("blocks.3.", "norm."))}
+    )
+    images = torch.randn(1, 3, 32, 48)
+    expected = model.forward_intermediates(images, [1, 2], intermediates_only=True)
+    assert all(torch.equal(one, two) for one, two in zip(maps(images), expected, strict=True))
 
 
 def test_parameter_groups_by_name() -> None:

@@ -8,6 +8,7 @@ import os
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,33 @@ def test_an_encoder_at_hand_is_saved(tmp_path) -> None:
     model = encoder(1, position="relative").eval()
     read = adpe.from_pretrained(adpe.save_pretrained(model, tmp_path / "shared"), verbose=False).eval()
     assert torch.equal(read.forward_features(images()), model.forward_features(images()))
+
+
+@torch.no_grad()
+def test_a_file_by_other_names_is_shared_by_ours(tmp_path) -> None:
+    """OpenMMLab's, with the fixed table of positions and LayerScale of ones that it carries."""
+    model = encoder(1).eval()
+    said = replace(specification_of(model), layer_scale=True)
+    state = {f"encoder.{name}": tensor for name, tensor in model.state_dict().items()}
+    theirs, _ = from_our_names(state, "mmseg", 32)
+    adpe.save_checkpoint(theirs, tmp_path / "mmseg.safetensors", specification=said)
+    folder = adpe.save_pretrained(tmp_path / "mmseg.safetensors", tmp_path / "shared")
+    adpe.register_with_timm()
+    for read in (
+        adpe.from_pretrained(folder, verbose=False),
+        timm.create_model(f"local-dir:{folder}", pretrained=True),
+    ):
+        assert torch.equal(read.eval().forward_features(images()), model.forward_features(images()))
+
+
+@torch.no_grad()
+def test_weights_that_diverged_are_not_shared(tmp_path) -> None:
+    model = encoder(1)
+    model.blocks[1].mlp.fc1.bias[3] = float("nan")
+    for source in (model, file_of(tmp_path, model)):
+        with pytest.raises(UserError, match=r"blocks\.1\.mlp\.fc1\.bias"):
+            adpe.save_pretrained(source, tmp_path / "shared")
+    assert not (tmp_path / "shared").exists()
 
 
 @pytest.mark.parametrize(

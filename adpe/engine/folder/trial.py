@@ -12,6 +12,7 @@ import os
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -73,26 +74,27 @@ def run_trial(plan: dict[str, Any], told: Callable[[Measured], None]) -> tuple[l
         UserError: if the config cannot be built, or not even the smallest batch fits.
     """
     path = os.pathsep.join(filter(None, (str(Path(adpe.__file__).parents[1]), os.environ.get("PYTHONPATH"))))
-    child = subprocess.Popen(
-        [sys.executable, "-m", __name__, json.dumps(plan)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path},
-    )  # fmt: skip
     found, precision, mistake = [], "float32", None
-    assert child.stdout is not None
-    try:
-        for line in child.stdout:
-            if not line.startswith("{"):  # what libraries print
-                continue
-            said = json.loads(line)
-            mistake, precision = said.pop("mistake", mistake), said.pop("precision", precision)
-            if said:
-                found.append(Measured(**said))
-                told(found[-1])
-        errors = child.communicate()[1].strip().splitlines()
-    finally:
-        if child.poll() is None:
+    command, variables = [sys.executable, "-m", __name__, json.dumps(plan)], {**os.environ, "PYTHONPATH": path}
+    # A file, since a full pipe would stop the process.
+    with tempfile.TemporaryFile("w+", errors="replace") as log:
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=variables)
+        assert child.stdout is not None
+        try:
+            for line in child.stdout:
+                if not line.startswith("{"):  # what libraries print
+                    continue
+                said = json.loads(line)
+                mistake, precision = said.pop("mistake", mistake), said.pop("precision", precision)
+                if said:
+                    found.append(Measured(**said))
+                    told(found[-1])
+            child.wait()
+        finally:
             child.kill()
             child.wait()
+        log.seek(0)
+        errors = log.read().strip().splitlines()
     if mistake:
         raise UserError(mistake)
     if not found:
