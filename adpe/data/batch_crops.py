@@ -15,7 +15,6 @@ from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-
 SMALL = 64  # pixels; the first pass resizes rows that the crop leaves out, which for larger images costs more
 
 

@@ -13,7 +13,6 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.registry import DATASETS, HOOKS
 from mmengine.runner import EpochBasedTrainLoop, Runner
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -45,8 +44,8 @@ class AdPEImageDataset(Dataset):
             group of views of their own.
         captions: arguments of :class:`adpe.data.captions.Captions`, whose words follow likewise.
         labels: the number of the image's class folder plus 1 follows likewise, as (1,) int64.
-        cache: decode the images once, into a memory-mapped file (`adpe.data.decoded.DecodedSource`), and crop small ones
-            in batch. The samples are equal to those without it in every bit.
+        cache: decode the images once, into a memory-mapped file (`adpe.data.decoded.DecodedSource`), and crop small
+            ones in batch. The samples are equal to those without it in every bit.
         crop_on: ``"device"`` lets a batch be cropped by `adpe.engine.pretraining.AdPECropsPreprocessor`, again equal in
             every bit; the launcher asks for it where there is a GPU. Single samples are always cropped here.
         decode: ``"scaled"`` decodes a JPEG at a half, quarter or eighth of its size where every crop still has at least
@@ -103,11 +102,8 @@ class AdPEImageDataset(Dataset):
         if decode == "scaled" and (cache or self.grouped or maps is not None):
             raise UserError("decode='scaled' goes with one group of crops, without cache and maps.")
         # Private, for what makes no difference to the samples is no part of the protocol; decode stands in the config.
-        self._in_batch, self._crop_on, self._scaled = (
-            plain and (cache or crop_on == "device"),
-            crop_on,
-            decode == "scaled",
-        )
+        self._in_batch = plain and (cache or crop_on == "device")
+        self._crop_on, self._scaled = crop_on, decode == "scaled"
         self.seed = seed
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
@@ -139,12 +135,15 @@ class AdPEImageDataset(Dataset):
             Collated: `inputs` (B, K, 3, size, size), `img_path` list of B, `index` and `label` (B,) int64.
         """
         (pixels, boxes, generator), delivered = self.images.readable(index, lambda at: self._read(at, index))
+        height, width = pixels.shape[:2]
         crops = self.crops[0].apply(pixels, boxes, generator)
         inputs: Any = crops
         if self.grouped:
-            inputs = [crops, *(group(Image.fromarray(pixels), generator) for group in self.crops[1:])]
+            others = self.crops[1:]
+            drawn = (group.apply(pixels, group.sample(height, width, generator), generator) for group in others)
+            inputs = [crops, *drawn]
         elif self.maps is not None:
-            inputs = [crops, self.maps.crops(delivered, pixels.shape[:2], boxes, self.crops[0].size)]
+            inputs = [crops, self.maps.crops(delivered, (height, width), boxes, self.crops[0].size)]
         elif self.captions is not None:
             inputs = [crops, self.captions.draw(delivered, generator)]
         elif self.labels:
@@ -155,9 +154,9 @@ class AdPEImageDataset(Dataset):
         """The samples of a batch, which a loader asks for: those of `__getitem__` by fewer, larger operations.
 
         Returns:
-            samples; with ``crop_on="device"`` and images of at most 256 pixels along a side their `inputs` are `images`, (H, W, 3) uint8, padded at the right and the
-            bottom to the largest of the batch, and `boxes`, for each group (K, 5) int32 as of
-            `adpe.data.batch_crops.crop_batch`.
+            samples; with ``crop_on="device"`` and images of at most 256 pixels along a side their `inputs` are
+            `images`, (H, W, 3) uint8, padded at the right and the bottom to the largest of the batch, and `boxes`, for
+            each group (K, 5) int32 as of `adpe.data.batch_crops.crop_batch`.
         """
         if not self._in_batch:
             return [self[index] for index in indices]
@@ -192,7 +191,8 @@ class AdPEImageDataset(Dataset):
     def _read_for_all(self, at: int, index: int) -> tuple[np.ndarray, list[list[CropBox]]]:
         """Pixels, and the boxes of every group; without colours nothing else is drawn."""
         pixels, first, generator = self._read(at, index)
-        return pixels, [first, *(group.sample(*pixels.shape[:2], generator) for group in self.crops[1:])]
+        height, width = pixels.shape[:2]
+        return pixels, [first, *(group.sample(height, width, generator) for group in self.crops[1:])]
 
     def _crop(self, crops: MultiCrop, images: list[np.ndarray], boxes: np.ndarray) -> Tensor:
         """(B, K, 3, size, size) of a batch."""

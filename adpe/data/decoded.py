@@ -34,9 +34,9 @@ logger = logging.getLogger(__name__)
 class DecodedSource(ImageSource):
     """An `ImageSource` that decodes its images when it is made, unless they have been decoded before.
 
-    Two files hold them: ``<key>.pixels``, all images one after the other, (H, W, 3) uint8 each, and ``<key>.sizes.npy``,
-    (N, 2) int32, their heights and widths, 0 where an image cannot be read. The second is written last, both atomically
-    and by one process of a machine while the others wait.
+    Two files hold them: ``<key>.pixels``, all images one after the other, (H, W, 3) uint8 each, and
+    ``<key>.sizes.npy``, (N, 2) int32, their heights and widths, 0 where an image cannot be read. The second is written
+    last, both atomically and by one process of a machine while the others wait.
 
     Args:
         path: as of `ImageSource`, and so are `split` and `on_corrupt`.
@@ -127,7 +127,7 @@ class DecodedSource(ImageSource):
                     except CorruptImageError:
                         continue  # told where it is asked for
                     shapes[index] = pixels.shape[:2]
-                    file.write(np.ascontiguousarray(pixels))
+                    file.write(np.ascontiguousarray(pixels).data)
             with atomic_write(sizes) as temporary, open(temporary, "wb") as file:
                 np.save(file, shapes, allow_pickle=False)
         except OSError as error:

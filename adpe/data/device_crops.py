@@ -1,8 +1,8 @@
 """Crops of a batch as two matrix products, on any device, equal in every bit to torch's resize of 8-bit images.
 
-torch resizes 8-bit images as Pillow does: weights in fixed point, as many bits as leave the largest in 16, integer sums,
-and rounding to 8 bits after the columns and after the rows. These sums are computed here in floating point, which holds
-them exactly, so that neither the device nor the order of summation changes a bit.
+torch resizes 8-bit images as Pillow does: weights in fixed point, as many bits as leave the largest in 16, integer
+sums, and rounding to 8 bits after the columns and after the rows. These sums are computed here in floating point, which
+holds them exactly, so that neither the device nor the order of summation changes a bit.
 """
 
 from __future__ import annotations

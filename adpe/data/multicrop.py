@@ -49,8 +49,8 @@ def reduced(boxes: Sequence[CropBox], factor: int) -> list[CropBox]:
         return list(boxes)
     scaled = []
     for top, left, h, w, flipped in boxes:
-        t, l, b, r = ((edge + factor // 2) // factor for edge in (top, left, top + h, left + w))
-        scaled.append((t, l, b - t, r - l, flipped))
+        low, start, high, end = ((edge + factor // 2) // factor for edge in (top, left, top + h, left + w))
+        scaled.append((low, start, high - low, end - start, flipped))
     return scaled
 
 

@@ -153,7 +153,8 @@ def show_speed(
 
         def one(index: int) -> object:
             pixels, _ = source.decode_pixels(index)
-            return crop.apply(pixels, crop.sample(*pixels.shape[:2], crop_generator(0, 0, index)))
+            height, width = pixels.shape[:2]
+            return crop.apply(pixels, crop.sample(height, width, crop_generator(0, 0, index)))
 
         return one
 
@@ -247,15 +248,16 @@ def show_reductions(console: Console, source: ImageSource, scaled: AdPEImageData
     factors, differences = [], []
     for index in indices:
         pixels, _ = source.decode_pixels(index)
-        boxes = crops.sample(*pixels.shape[:2], crop_generator(0, 0, index))
+        height, width = pixels.shape[:2]
+        boxes = crops.sample(height, width, crop_generator(0, 0, index))
         factors.append(crops.reduction(boxes))
         if factors[-1] > 1:
             differences.append((crops.apply(pixels, boxes).int() - scaled[index]["inputs"].int()).abs().float())
     shares = ", ".join(f"{factors.count(factor) / len(factors):.0%} at 1/{factor}" for factor in sorted(set(factors)))
     difference = torch.stack(differences) if differences else torch.zeros(1)
     console.print(
-        f"decode='scaled': {shares}; of the crops at reduced size, mean difference {difference.mean().item():.2f} of 255, "
-        f"99 % below {np.quantile(difference.numpy(), 0.99):.0f}"
+        f"decode='scaled': {shares}; of the crops at reduced size, mean difference {difference.mean().item():.2f} of "
+        f"255, 99 % below {np.quantile(difference.numpy(), 0.99):.0f}"
     )
 
 

@@ -77,7 +77,7 @@ def test_the_launcher_tells_the_preprocessor_what_to_crop(monkeypatch):
     assert settled("cifar10_mae_plus", {CACHE: False}) == (None, None)
     assert settled("cifar10_sdssl_byol") == (None, None)  # in other colours
     other = {CROP_ON: "device", "model.data_preprocessor": {"type": "ImgDataPreprocessor"}}
-    with pytest.raises(UserError, match="crop_on.*AdPECropsPreprocessor, got ImgDataPreprocessor"):
+    with pytest.raises(UserError, match=r"crop_on.*AdPECropsPreprocessor, got ImgDataPreprocessor"):
         settled("cifar10_mae_plus", other)
 
 

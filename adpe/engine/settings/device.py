@@ -51,8 +51,8 @@ def crop_on_device(cfg: Config) -> None:
         plain = all(g.resize == "torch" and g.normalize == "device" and not any(g.colors) for g in groups)
         if not (dataset.get("cache") and torch.cuda.is_available() and known and plain and not others):
             return
-        dataset.crop_on = "device"
-    if dataset.crop_on == "device":
+        dataset["crop_on"] = "device"
+    if dataset["crop_on"] == "device":
         if not known:
             raise UserError(
                 f"train_dataloader.dataset.crop_on='device' needs model.data_preprocessor AdPECropsPreprocessor, got "
