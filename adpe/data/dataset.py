@@ -13,7 +13,6 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.registry import DATASETS, HOOKS
 from mmengine.runner import EpochBasedTrainLoop, Runner
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -109,11 +108,8 @@ class AdPEImageDataset(Dataset):
         if decode == "scaled" and (cache or self.grouped or maps is not None):
             raise UserError("decode='scaled' goes with one group of crops, without cache and maps.")
         # Private, for what makes no difference to the samples is no part of the protocol; decode stands in the config.
-        self._in_batch, self._crop_on, self._scaled = (
-            plain and (cache or crop_on == "device"),
-            crop_on,
-            decode == "scaled",
-        )
+        self._in_batch = plain and (cache or crop_on == "device")
+        self._crop_on, self._scaled = crop_on, decode == "scaled"
         self.seed = seed
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
@@ -145,12 +141,15 @@ class AdPEImageDataset(Dataset):
             Collated: `inputs` (B, K, 3, size, size), `img_path` list of B, `index` and `label` (B,) int64.
         """
         (pixels, boxes, generator), delivered = self.images.readable(index, lambda at: self._read(at, index))
+        height, width = pixels.shape[:2]
         crops = self.crops[0].apply(pixels, boxes, generator)
         inputs: Any = crops
         if self.grouped:
-            inputs = [crops, *(group(Image.fromarray(pixels), generator) for group in self.crops[1:])]
+            others = self.crops[1:]
+            drawn = (group.apply(pixels, group.sample(height, width, generator), generator) for group in others)
+            inputs = [crops, *drawn]
         elif self.maps is not None:
-            inputs = [crops, self.maps.crops(delivered, pixels.shape[:2], boxes, self.crops[0].size)]
+            inputs = [crops, self.maps.crops(delivered, (height, width), boxes, self.crops[0].size)]
         elif self.captions is not None:
             inputs = [crops, self.captions.draw(delivered, generator)]
         elif self.labels:

@@ -64,9 +64,11 @@ def test_crops_of_a_batch_are_those_of_each_image(height, width, size, interpola
     made = crop_batch(images, np.array(boxes), size, interpolation)
     assert (made.dtype, made.shape, made.is_contiguous()) == (torch.uint8, (6, 5, 3, size, size), True)
     assert torch.equal(made, expected)
-    (moved,) = crop_on_device(torch.from_numpy(images), [torch.tensor(boxes)], [(size, interpolation)])
-    assert (moved.dtype, moved.shape, moved.is_contiguous()) == (torch.uint8, (6, 5, 3, size, size), True)
-    assert torch.equal(moved, expected)
+    for device in ("cpu", *(["cuda"] if torch.cuda.is_available() else [])):
+        handed, where = torch.from_numpy(images).to(device), torch.tensor(boxes, device=device)
+        (moved,) = crop_on_device(handed, [where], [(size, interpolation)])
+        assert (moved.dtype, moved.shape, moved.is_contiguous()) == (torch.uint8, (6, 5, 3, size, size), True)
+        assert torch.equal(moved.cpu(), expected)
 
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])

@@ -11,7 +11,7 @@ from photographs import photograph
 from PIL import Image
 
 from adpe.data.dataset import AdPEImageDataset
-from adpe.data.jpeg import decode_jpeg
+from adpe.data.sources.jpeg import decode_jpeg
 from adpe.data.sources.pixels import CorruptImageError, decode_image, decode_pixels
 from adpe.data.views.multicrop import MultiCrop, crop_generator, reduced
 from adpe.errors import UserError

@@ -5,7 +5,7 @@ import timm
 import torch
 
 import adpe
-from adpe.data.multicrop import IMAGENET_MEAN, IMAGENET_STD
+from adpe.data.views.multicrop import IMAGENET_MEAN, IMAGENET_STD
 from adpe.models.factory import PUBLISHED, create_encoder
 
 

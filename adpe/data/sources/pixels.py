@@ -33,7 +33,7 @@ import numpy as np
 from PIL import Image
 from PIL.Image import Transpose
 
-from adpe.data.jpeg import decode_jpeg
+from adpe.data.sources.jpeg import decode_jpeg
 from adpe.errors import UserError
 
 MAX_PIXELS = 89_478_485  # Pillow's own warning threshold, which other code may have switched off
