@@ -13,6 +13,7 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.registry import DATASETS, HOOKS
 from mmengine.runner import EpochBasedTrainLoop, Runner
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
