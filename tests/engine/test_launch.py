@@ -15,10 +15,10 @@ import torch
 from mmengine.config import Config
 
 from adpe.distributed import number_of_processes, rendezvous
-from adpe.engine import launch
 from adpe.engine.config import read_config
 from adpe.engine.launch import test_main as evaluate
 from adpe.engine.launch import train_main
+from adpe.engine.settings.device import fit_to_device
 from adpe.errors import UserError
 
 DETERMINISTIC = "model.update(random_target=0.0, dropout=0.0); val_dataloader['dataset']['jitter'] = 0"
@@ -249,7 +249,7 @@ def test_sync_bn_becomes_bn_without_gpus(capsys):
     cfg = Config(
         {"model": {"a": {"norm_cfg": {"type": "SyncBN", "eps": 1e-3}}, "b": [{"type": "SyncBN"}], "c": "SyncBN"}}
     )
-    launch._fit_to_device(cfg, "none")
+    fit_to_device(cfg, "none", print)
     assert cfg.model.to_dict() == {"a": {"norm_cfg": {"type": "BN", "eps": 1e-3}}, "b": [{"type": "BN"}], "c": "SyncBN"}
     assert "2 norm_cfg of the model use BN" in capsys.readouterr().out
 
