@@ -191,11 +191,11 @@ def test_the_readme_is_up_to_date() -> None:
 
 def test_a_stale_readme_is_noticed_and_rewritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "README.md"
-    path.write_text(f"# Title\n\n{readme.START}\nold\n{readme.END}\n\nEnd.\n")
-    assert not readme.update(path, check=True) and "old" in path.read_text()
+    path.write_text(f"# Title\n\n{readme.START}\nout of date\n{readme.END}\n\nEnd.\n")
+    assert not readme.update(path, check=True) and "out of date" in path.read_text()
     assert not readme.update(path) and readme.update(path, check=True)
     text = path.read_text()
-    assert text.startswith("# Title\n") and text.endswith("\n\nEnd.\n") and "old" not in text
+    assert text.startswith("# Title\n") and text.endswith("\n\nEnd.\n") and "out of date" not in text
     assert "| AdPE RPE coordinate ViT-B/16, fine-tuning, ImageNet-1K | 84.40 top-1 |" in text
     assert "50.70 mIoU (implied)" in text
     # A new record makes it stale.
