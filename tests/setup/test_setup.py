@@ -248,7 +248,9 @@ def test_clean_removes_only_an_environment_of_its_own(tree: Path):
     (tree / "mine").mkdir()
     stages(tree, "")
     for name in ("env", "mine"):
-        subprocess.run(["make", "clean", f"VENV={name}"], cwd=tree, env=environment(), check=True, capture_output=True)
+        # Not the environments that the caller keeps for the next run, which the environment names.
+        folders = [f"VENV={name}", "DOCS_VENV=docs-env", "PURE_VENV=pure-env"]
+        subprocess.run(["make", "clean", *folders], cwd=tree, env=environment(), check=True, capture_output=True)
     assert not (tree / "env").exists()
     assert (tree / "mine").exists()
 
