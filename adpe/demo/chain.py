@@ -81,7 +81,7 @@ def run_demo(options: Options, console: Console | None = None) -> Path:
     folder = options.work_dir.resolve()
     suite = read_suite("demo")
     data = _data(options, suite, folder, console)
-    runs = _runs(options, suite, data, folder)
+    runs = demo_runs(options, suite, data, folder)
     jobs = 1 if torch.cuda.is_available() else os.cpu_count() or 1
     console.print(f"{len(runs)} trainings, {jobs} at a time, in {folder}", soft_wrap=True, highlight=False)
     if not execute(runs, folder, jobs=jobs, console=console):
@@ -116,7 +116,12 @@ def _data(options: Options, suite: Suite, folder: Path, console: Console) -> Dat
     return Data(root, [str(root / "images/training"), *options.images], root.name, str(root))
 
 
-def _runs(options: Options, suite: Suite, data: Data, folder: Path) -> list[Run]:
+def demo_runs(options: Options, suite: Suite, data: Data, folder: Path) -> list[Run]:
+    """The suite's trainings on these data, each after what it needs.
+
+    Raises:
+        UserError: for data that are not laid out as expected.
+    """
     segmentation = check_segmentation_root(data.root)
     detection = check_coco_root(data.root)
     check_coco_root(data.root, "instances_validation.json", "images/validation", classes=detection.classes)
@@ -128,16 +133,17 @@ def _runs(options: Options, suite: Suite, data: Data, folder: Path) -> list[Run]
     pretraining: dict[str, Any] = {"sources": data.sources, "record.dataset": data.name}
     if options.epochs is not None:
         pretraining["epochs"] = options.epochs
+    chosen_seeds = options.seeds or suite.seeds
     tasks = []
     for task in suite.tasks:
         found = detection if "detection" in task.config else segmentation
         # All of a user's images are used, few as they may be.
         own: Mapping[str, Any] = {k: v for k, v in task.options.items() if k != _SUBSET or options.data_root is None}
-        seeds = [seed for seed in task.seeds if seed in options.seeds] or list(options.seeds[:1])
+        seeds = [seed for seed in task.seeds if seed in chosen_seeds] or list(chosen_seeds[:1])
         tasks.append(
             replace(task, options={**own, "num_classes": len(found.classes)}, seeds=tuple(seeds) if task.seeds else ())
         )
-    chosen = replace(suite, tasks=tuple(tasks), seeds=options.seeds or suite.seeds)
+    chosen = replace(suite, tasks=tuple(tasks), seeds=chosen_seeds)
     if options.seeds:
         chosen = replace(chosen, pretraining_seeds=options.seeds)
     return expand(chosen, folder, pretraining_options=pretraining, task_options=shared)

@@ -11,9 +11,10 @@ from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file
 
-from adpe.demo.chain import Options, run_demo
+from adpe.demo.chain import Data, Options, demo_runs, run_demo
 from adpe.errors import UserError
 from adpe.leaderboard.records import file_sha256, read_records
+from adpe.suites.suite_file import read_suite
 
 pytestmark = pytest.mark.slow
 
@@ -29,6 +30,7 @@ def test_the_chain(tmp_path):
     the_pretrained_run_starts_from_the_exported_encoder_and_the_random_one_does_not(options)
     page_table_and_pictures(options, page, console.export_text())
     a_second_run_repeats_nothing(options)
+    links_run_with_one_seed(options)
     a_failed_training_is_reported_with_the_end_of_its_log(options, tmp_path / "broken")
 
 
@@ -36,7 +38,7 @@ METHODS = ("random-start", "mae", "adpe-ape-embedding")
 # What each task starts from.
 TASKS = {
     "linear-segmentation": METHODS, "linear-detection": METHODS,
-    "upernet": (METHODS[0], METHODS[2]), "mask-r-cnn": (METHODS[0], METHODS[2]),
+    "upernet": METHODS[2:], "mask-r-cnn": METHODS[2:],
 }  # fmt: skip
 
 
@@ -69,6 +71,8 @@ def the_pretrained_run_starts_from_the_exported_encoder_and_the_random_one_does_
             assert last_record(options, f"{method}/{task}")["pretrained_sha256"] == file_sha256(exported)
             log = (options.work_dir / method / task / "seed3/output.log").read_text()
             assert re.search(r"coverage +100.0%", log)
+            if "random-start" not in TASKS[task]:
+                continue
             assert last_record(options, f"random-start/{task}")["pretrained_sha256"] is None
             log = (options.work_dir / "random-start" / task / "seed3/output.log").read_text()
             assert "the encoder starts at random" in log
@@ -96,6 +100,15 @@ def a_second_run_repeats_nothing(options):
     before = {path: path.stat().st_mtime_ns for path in options.work_dir.glob("*/*/seed3/record.jsonl")}
     run_demo(options, Console(quiet=True))
     assert {path: path.stat().st_mtime_ns for path in options.work_dir.glob("*/*/seed3/record.jsonl")} == before
+
+
+def links_run_with_one_seed(options):
+    data = Data(options.work_dir / "data", [], "embedded_scenes", "")
+    for seeds, links in (((), "seed0"), ((3, 4), "seed3")):
+        runs = demo_runs(Options(options.work_dir, seeds=seeds), read_suite("demo"), data, options.work_dir)
+        expected = len(seeds or (0, 1, 2))
+        assert [run.name for run in runs if "upernet" in run.name] == [f"adpe-ape-embedding/upernet/{links}"]
+        assert sum("linear-segmentation" in run.name for run in runs) == 3 * expected
 
 
 def a_failed_training_is_reported_with_the_end_of_its_log(options, folder):
