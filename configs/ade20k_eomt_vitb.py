@@ -67,7 +67,7 @@ model = dict(
 )
 train_pipeline = [
     dict(type="LoadImageFromFile", on_corrupt="skip"),
-    dict(type="LoadAnnotations", reduce_zero_label=True),
+    dict(type="LoadAnnotations", reduce_zero_label=_base_.reduce_zero_label),
     dict(type="AdPEEoMTJitter"),
     dict(type="RandomFlip", prob=0.5),
     dict(type="AdPEEoMTCrop", crop_size=crop_size, ratio_range=(0.5, 2.0)),
@@ -76,7 +76,7 @@ train_pipeline = [
 test_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="AdPEEoMTFit", window=crop_size),
-    dict(type="LoadAnnotations", reduce_zero_label=True),
+    dict(type="LoadAnnotations", reduce_zero_label=_base_.reduce_zero_label),
     dict(type="PackSegInputs"),
 ]
 tta_pipeline = None

@@ -51,8 +51,8 @@ model = dict(
 )
 train_pipeline = [
     dict(type="LoadImageFromFile"),
-    dict(type="LoadAnnotations", reduce_zero_label=True),
-    dict(type="AdPEProbeResize", short=512, ratio_range=(0.5, 2.0)),
+    dict(type="LoadAnnotations", reduce_zero_label=_base_.reduce_zero_label),
+    dict(type="AdPEProbeResize", short=_base_.short_side, ratio_range=(0.5, 2.0)),
     dict(type="AdPEProbeCrop", crop_size=crop_size),
     dict(type="RandomFlip", prob=0.5),
     dict(type="AdPEProbeDistortion"),
@@ -60,8 +60,8 @@ train_pipeline = [
 ]
 test_pipeline = [
     dict(type="LoadImageFromFile"),
-    dict(type="AdPEProbeResize", short=512),
-    dict(type="LoadAnnotations", reduce_zero_label=True),
+    dict(type="AdPEProbeResize", short=_base_.short_side),
+    dict(type="LoadAnnotations", reduce_zero_label=_base_.reduce_zero_label),
     dict(type="PackSegInputs"),
 ]
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))

@@ -2,6 +2,9 @@
 """Check a data set before training on it: counts, labels, categories, every image decoded.
 
     python tools/verify_data.py ade20k data/ade/ADEChallengeData2016    # the 2016 scene parsing challenge
+    python tools/verify_data.py voc data/VOCdevkit/VOC2012              # with SBD's maps: train, trainaug, val
+    python tools/verify_data.py cityscapes data/cityscapes              # fine annotations, maps of train ids
+    python tools/verify_data.py coco-stuff data/coco_stuff164k          # maps of train ids
     python tools/verify_data.py masks FOLDER        # {images,annotations}/{training,validation}, any classes
     python tools/verify_data.py coco data/coco                          # annotations/, train2017/, val2017/
     python tools/verify_data.py coco-like FOLDER    # instances_{training,validation}.json, images/{training,validation}
@@ -50,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
                         "unlabelled (reduce_zero_label=False in a config)")  # fmt: skip
     parser.add_argument("--label-policy", choices=POLICIES, help="for coco and coco-like: which annotations are wrong")
     args = parser.parse_args(arguments)
-    if args.label_policy and not args.dataset.startswith("coco"):
+    if args.label_policy and args.dataset not in ("coco", "coco-like"):
         parser.error("--label-policy is about COCO annotations: it goes with coco and coco-like.")
     if (args.classes or args.zero_is_a_class) and args.dataset != "masks":
         parser.error("--classes and --zero-is-a-class go with masks.")

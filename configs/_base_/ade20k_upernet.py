@@ -15,7 +15,10 @@ pretrained = None
 # Kind of positions: what the checkpoint says of itself; one that contradicts it is refused.
 position = None
 crop_size = (512, 512)
+short_side = 512
 num_classes = 150
+# Label 0 is unlabelled and label i + 1 is class i. Data sets whose label 0 is a class say False.
+reduce_zero_label = True
 max_iters = 160000
 effective_batch = 16
 lr = 2e-4
@@ -73,8 +76,8 @@ model = dict(
 )
 train_pipeline = [
     dict(type="LoadImageFromFile", on_corrupt="skip"),
-    dict(type="LoadAnnotations", reduce_zero_label=True),
-    dict(type="RandomResize", scale=(2048, 512), ratio_range=(0.5, 2.0), keep_ratio=True),
+    dict(type="LoadAnnotations", reduce_zero_label=reduce_zero_label),
+    dict(type="RandomResize", scale=(4 * short_side, short_side), ratio_range=(0.5, 2.0), keep_ratio=True),
     dict(type="RandomCrop", crop_size=crop_size, cat_max_ratio=0.75),
     dict(type="RandomFlip", prob=0.5),
     dict(type="PhotoMetricDistortion"),
@@ -83,8 +86,8 @@ train_pipeline = [
 # The annotation is loaded after the image is resized: it is compared at its own size.
 test_pipeline = [
     dict(type="LoadImageFromFile"),
-    dict(type="Resize", scale=(2048, 512), keep_ratio=True),
-    dict(type="LoadAnnotations", reduce_zero_label=True),
+    dict(type="Resize", scale=(4 * short_side, short_side), keep_ratio=True),
+    dict(type="LoadAnnotations", reduce_zero_label=reduce_zero_label),
     dict(type="PackSegInputs"),
 ]
 # tools/test.py --tta: six short sides, each image as it is and mirrored, the window sliding in every one. As in the
@@ -97,11 +100,11 @@ tta_pipeline = [
         type="TestTimeAug",
         transforms=[
             [
-                dict(type="ResizeShortestEdge", scale=max(min(crop_size), int(512 * ratio)), max_size=10**6)
+                dict(type="ResizeShortestEdge", scale=max(min(crop_size), int(short_side * ratio)), max_size=10**6)
                 for ratio in (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
             ],
             [dict(type="RandomFlip", prob=prob, direction="horizontal") for prob in (0.0, 1.0)],
-            [dict(type="LoadAnnotations", reduce_zero_label=True)],
+            [dict(type="LoadAnnotations", reduce_zero_label=reduce_zero_label)],
             [dict(type="PackSegInputs")],
         ],
     ),

@@ -6,19 +6,24 @@ everything and counts all faults of a kind.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from adpe.data.checks.coco import CheckedCoco, checked_coco, inspected_coco
+from adpe.data.checks.findings import (
+    Finding,
+    Track,
+    count,
+    each,
+    image_fault,
+    label_map_findings,
+    untracked,
+    without_faults,
+)
 from adpe.data.checks.inspection import (
     PathLike,
-    absent,
     existing_folder,
     existing_root,
     files_below,
@@ -26,7 +31,6 @@ from adpe.data.checks.inspection import (
     list_images,
     read_label_map,
     sample,
-    size_of,
 )
 from adpe.data.checks.layout import (
     IGNORE_LABEL,
@@ -36,8 +40,8 @@ from adpe.data.checks.layout import (
     label_map_name,
     read_classes,
 )
-from adpe.data.sources.pixels import CorruptImageError, Size, decode_image
-from adpe.errors import UserError, told
+from adpe.data.checks.verify_public import verify_cityscapes, verify_coco_stuff, verify_voc
+from adpe.errors import UserError
 
 ADE20K_IMAGES = {"training": 20210, "validation": 2000}
 ADE20K_CLASSES = 150
@@ -45,23 +49,6 @@ COCO_IMAGES = {"train2017": 118287, "val2017": 5000}
 COCO_CATEGORIES = 80
 # train2017 has two boxes of no width or height itself.
 COCO_KNOWN = ("box_flat", "area_not_positive")
-
-# Goes over the items of a check, showing how far it is.
-Track = Callable[[Iterable[Any], int, str], Iterable[Any]]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One line of the summary: what was checked, whether it is right, and what was found."""
-
-    check: str
-    right: bool
-    found: str
-
-
-def untracked(items: Iterable[Any], total: int, text: str) -> Iterable[Any]:
-    """The items as they are."""
-    return items
 
 
 def verify_ade20k(root: PathLike, quick: bool = False, track: Track = untracked) -> list[Finding]:
@@ -82,7 +69,7 @@ def verify_ade20k(root: PathLike, quick: bool = False, track: Track = untracked)
     findings = []
     for split in SPLITS:
         images = list_images(root / "images" / split, ".jpg")
-        findings.append(_count(f"{split}: images", len(images), ADE20K_IMAGES[split]))
+        findings.append(count(f"{split}: images", len(images), ADE20K_IMAGES[split]))
         findings += _label_maps(root, split, images, ADE20K_CLASSES, quick, track)[0]
     return findings
 
@@ -143,17 +130,17 @@ def verify_coco(root: PathLike, quick: bool = False, track: Track = untracked, p
     """
     root = existing_root(root)
     findings = []
-    for split, count in COCO_IMAGES.items():
+    for split, expected in COCO_IMAGES.items():
         path = root / "annotations" / f"instances_{split}.json"
         found, checked = _instances(root, path, root / split, split, quick, track, policy, COCO_KNOWN)
         findings += found
         if checked is None:
             continue
-        findings.append(_count(f"{split}: images in the JSON", len(checked.images), count))
+        findings.append(count(f"{split}: images in the JSON", len(checked.images), expected))
         names = checked.categories
-        expected = len(names) == COCO_CATEGORIES and names[0] == "person" and names[-1] == "toothbrush"
-        said = f"{len(names)}, {names[0]} to {names[-1]}" + ("" if expected else "; expected 80, person to toothbrush")
-        findings.append(Finding(f"{split}: categories", expected, said))
+        right = len(names) == COCO_CATEGORIES and names[0] == "person" and names[-1] == "toothbrush"
+        said = f"{len(names)}, {names[0]} to {names[-1]}" + ("" if right else "; expected 80, person to toothbrush")
+        findings.append(Finding(f"{split}: categories", right, said))
     return findings
 
 
@@ -181,6 +168,9 @@ def verify_coco_like(
 
 VERIFIERS: dict[str, Callable[..., list[Finding]]] = {
     "ade20k": verify_ade20k,
+    "voc": verify_voc,
+    "cityscapes": verify_cityscapes,
+    "coco-stuff": verify_coco_stuff,
     "masks": verify_masks,
     "coco": verify_coco,
     "coco-like": verify_coco_like,
@@ -190,27 +180,11 @@ VERIFIERS: dict[str, Callable[..., list[Finding]]] = {
 def _label_maps(
     root: Path, split: str, images: Sequence[Path], largest: int, quick: bool, track: Track
 ) -> tuple[list[Finding], list[Path]]:
-    """Findings about the label maps of images, and the maps that were read and are right."""
+    """`label_map_findings` of a split in ADE20K's layout."""
     folder, maps = root / "images" / split, root / "annotations" / split
     pairs = [(image, maps / label_map_name(image, folder, None, ".png")) for image in images]
-    lacking = set(absent([label_map for _, label_map in pairs]))
     spare = set(files_below(maps)) - {label_map for _, label_map in pairs}
-    there = [pair for pair in pairs if pair[1] not in lacking]
-    chosen = sample(there) if quick else there
-    faulty: set[Path] = set()
-
-    def fault(pair: tuple[Path, Path]) -> str | None:
-        found = _label_map_fault(pair, largest)
-        if found:
-            faulty.add(pair[1])
-        return found
-
-    faults = _each(fault, chosen, track, split)
-    return [
-        _none(f"{split}: images without label map", [image.name for image, path in pairs if path in lacking]),
-        _none(f"{split}: label maps without image", [path.name for path in sorted(spare)]),
-        _faults(f"{split}: images and label maps", faults, len(chosen)),
-    ], [path for _, path in chosen if path not in faulty]
+    return label_map_findings(pairs, spare, split, largest, quick, track)
 
 
 def _pixels(path: Path) -> np.ndarray:
@@ -246,50 +220,5 @@ def _instances(
         *findings,
         # No error: these are not read.
         Finding(f"{split}: images that the JSON does not name", True, first([file.name for file in spare]) or "none"),
-        _faults(f"{split}: images", _each(image_fault, chosen, track, split), len(chosen)),
+        without_faults(f"{split}: images", each(image_fault, chosen, track, split), len(chosen)),
     ], checked
-
-
-def _label_map_fault(pair: tuple[Path, Path], largest: int) -> str | None:
-    image, label_map = pair
-    try:
-        labels = read_label_map(label_map)
-    except UserError as error:
-        return str(error)
-    fault = image_fault((image, size_of(labels)))
-    if fault:
-        return f"{fault} (label map {label_map})"
-    wrong = labels[(labels > largest) & (labels != IGNORE_LABEL)]
-    if wrong.size:
-        return f"{label_map}: has label {int(np.max(wrong))}, expected 0..{largest}."
-    return None
-
-
-def image_fault(item: tuple[Path, Size]) -> str | None:
-    """What a reader has against an image under annotations of a (width, height); None if it reads it."""
-    path, annotated = item
-    try:
-        decode_image(path.read_bytes(), str(path), annotated)
-    except (OSError, CorruptImageError) as error:
-        return told(error)
-    return None
-
-
-def _each(fault: Callable[[Any], str | None], items: Sequence[Any], track: Track, text: str) -> list[str]:
-    # Pillow decodes without holding the interpreter.
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return [found for found in track(pool.map(fault, items), len(items), text) if found]
-
-
-def _count(check: str, found: int, expected: int) -> Finding:
-    return Finding(check, found == expected, f"{found:,}" + ("" if found == expected else f", expected {expected:,}"))
-
-
-def _none(check: str, names: Sequence[str]) -> Finding:
-    return Finding(check, not names, f"{len(names)}: {first(names)}" if names else "none")
-
-
-def _faults(check: str, faults: Sequence[str], count: int) -> Finding:
-    if not faults:
-        return Finding(check, True, f"all {count:,} that were read are right")
-    return Finding(check, False, f"{len(faults)} of {count:,} are wrong: " + " ".join(faults[:3]))

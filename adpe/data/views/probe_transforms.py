@@ -1,4 +1,4 @@
-"""The augmentation of the linear segmentation probe as transforms of mmseg's pipelines."""
+"""The augmentation of the linear segmentation probes as transforms of mmseg's pipelines."""
 
 from __future__ import annotations
 
@@ -21,21 +21,28 @@ def _generator() -> np.random.Generator:
 
 @TRANSFORMS.register_module()
 class AdPEProbeResize(BaseTransform):
-    """Shorter side to ``int(short * u)``, u uniform in `ratio_range`: image bilinear with antialias, labels nearest.
+    """Shorter side to ``int(short * u)``, u uniform in `ratio_range`: image with antialias, labels nearest.
 
     Args:
-        short: pixels.
+        short: pixels; None for the shorter side that the image has.
         ratio_range: of u; (1, 1) for evaluation, where labels keep their size because they are loaded later.
+        interpolation: of the image: "bilinear" (DINOv3), or "bicubic" (Pixio).
     """
 
-    def __init__(self, short: int, ratio_range: tuple[float, float] = (1.0, 1.0)) -> None:
+    def __init__(
+        self,
+        short: int | None = None,
+        ratio_range: tuple[float, float] = (1.0, 1.0),
+        interpolation: str = "bilinear",
+    ) -> None:
         self.short, (self.smallest, self.largest) = short, ratio_range
+        self.interpolation = interpolation
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        short = int(self.short * _generator().uniform(self.smallest, self.largest))
         height, width = results["img"].shape[:2]
+        short = int((self.short or min(height, width)) * _generator().uniform(self.smallest, self.largest))
         size = resized_size(width, height, short)
-        results["img"] = mmcv.imresize(results["img"], size, interpolation="bilinear", backend="pillow")
+        results["img"] = mmcv.imresize(results["img"], size, interpolation=self.interpolation, backend="pillow")
         for key in results.get("seg_fields", []):
             results[key] = mmcv.imresize(results[key], size, interpolation="nearest", backend="pillow")
         results["img_shape"] = results["img"].shape[:2]

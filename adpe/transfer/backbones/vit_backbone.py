@@ -16,7 +16,7 @@ from adpe.evaluations.heads.linear_head import Blocks, probed_blocks
 from adpe.models.vit import VisionTransformer
 from adpe.transfer.backbones.initialisation import options_of_start, start_encoder
 
-OutType = Literal["featmap", "avg_featmap", "cls_token", "raw"]
+OutType = Literal["featmap", "featmap_cls", "avg_featmap", "cls_token", "raw"]
 
 
 @MODELS.register_module()
@@ -29,7 +29,8 @@ class AdPEViT(VisionTransformer, BaseModule):
             :func:`adpe.evaluations.heads.linear_head.probed_blocks`.
         final_norm: apply the encoder's final norm to the features of the last block; "every" to those of every block.
         out_type: mmpretrain's names: "featmap", maps ``(B, D, h, w)``; "avg_featmap", their means ``(B, D)``;
-            "cls_token", ``(B, D)``; "raw", all tokens ``(B, N, D)``.
+            "cls_token", ``(B, D)``; "raw", all tokens ``(B, N, D)``. And "featmap_cls", ``(B, 2 D, h, w)``: behind the
+            channels of every patch those of the class token, of several their mean (Pixio's linear probe).
         frozen_stages: -1 trains everything, 0 freezes the embedding, n the embedding and the first n blocks; "all", or
             the depth, the final norm as well.
         init_cfg: ``dict(type="Pretrained", checkpoint=PATH)`` loads through :func:`adpe.load_checkpoint`, which fails
@@ -72,10 +73,10 @@ class AdPEViT(VisionTransformer, BaseModule):
             raise UserError(f"AdPEViT: out_indices {bad} do not exist in {model}, which has {depth} blocks.")
         if not -1 <= frozen_stages <= depth:
             raise UserError(f"AdPEViT: frozen_stages must lie in -1..{depth}, got {frozen_stages}.")
-        if out_type not in get_args(OutType) or (out_type == "cls_token" and self.cls_token is None):
+        if out_type not in get_args(OutType) or (out_type in ("cls_token", "featmap_cls") and self.cls_token is None):
             raise UserError(
-                f"AdPEViT: out_type must be one of {', '.join(get_args(OutType))} (cls_token with class_token=True "
-                f"alone), got {out_type!r}."
+                f"AdPEViT: out_type must be one of {', '.join(get_args(OutType))} (cls_token and featmap_cls with "
+                f"class_token=True alone), got {out_type!r}."
             )
         self.out_type = out_type
         self.out_indices = [i % depth for i in out_indices]
@@ -112,7 +113,9 @@ class AdPEViT(VisionTransformer, BaseModule):
         return tuple(features)
 
     def _as_out_type(self, patches: Tensor, prefix: Tensor, images: Tensor) -> Tensor:
-        if self.out_type == "featmap":
+        if self.out_type == "featmap_cls":
+            patches = torch.cat([patches, prefix.mean(dim=1, keepdim=True).expand_as(patches)], dim=2)
+        if self.out_type in ("featmap", "featmap_cls"):
             return patches.transpose(1, 2).unflatten(2, self.patch_embed.grid(images)).contiguous()
         if self.out_type == "avg_featmap":
             return patches.mean(dim=1)
