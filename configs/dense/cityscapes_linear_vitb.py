@@ -11,40 +11,12 @@ Cost: not measured.
 Command: tools/dist_train.sh configs/dense/cityscapes_linear_vitb.py 8 --cfg-options pretrained=ENCODER
 """
 
-_base_ = "../ade20k_linear_vitb.py"
+_base_ = "../_base_/public_linear_segmentation.py"
 
-custom_imports = dict(
-    imports=[
-        "adpe.engine",
-        "adpe.data.public_segmentation",
-        "adpe.transfer.linear_segmentation_head",
-        "adpe.data.views.probe_transforms",
-    ],
-    allow_failed_imports=False,
-)
+dataset_type = "AdPECityscapesDataset"
 data_root = "data/cityscapes"
+train_split = "train"
+val_split = "val"
 num_classes = 19
-reduce_zero_label = False
 short_side = 1024
-train_dataloader = dict(
-    dataset=dict(
-        _delete_=True,
-        type="AdPECityscapesDataset",
-        data_root=data_root,
-        split="train",
-        reduce_zero_label=reduce_zero_label,
-        pipeline=_base_.train_pipeline,
-    )
-)
-val_dataloader = dict(
-    dataset=dict(
-        _delete_=True,
-        type="AdPECityscapesDataset",
-        data_root=data_root,
-        split="val",
-        reduce_zero_label=reduce_zero_label,
-        pipeline=_base_.test_pipeline,
-    )
-)
-test_dataloader = val_dataloader
 record = dict(dataset="Cityscapes")

@@ -8,39 +8,11 @@ Cost: not measured.
 Command: tools/dist_train.sh configs/dense/coco_stuff_linear_vitb.py 8 --cfg-options pretrained=ENCODER
 """
 
-_base_ = "../ade20k_linear_vitb.py"
+_base_ = "../_base_/public_linear_segmentation.py"
 
-custom_imports = dict(
-    imports=[
-        "adpe.engine",
-        "adpe.data.public_segmentation",
-        "adpe.transfer.linear_segmentation_head",
-        "adpe.data.views.probe_transforms",
-    ],
-    allow_failed_imports=False,
-)
+dataset_type = "AdPECOCOStuffDataset"
 data_root = "data/coco_stuff164k"
+train_split = "train2017"
+val_split = "val2017"
 num_classes = 171
-reduce_zero_label = False
-train_dataloader = dict(
-    dataset=dict(
-        _delete_=True,
-        type="AdPECOCOStuffDataset",
-        data_root=data_root,
-        split="train2017",
-        reduce_zero_label=reduce_zero_label,
-        pipeline=_base_.train_pipeline,
-    )
-)
-val_dataloader = dict(
-    dataset=dict(
-        _delete_=True,
-        type="AdPECOCOStuffDataset",
-        data_root=data_root,
-        split="val2017",
-        reduce_zero_label=reduce_zero_label,
-        pipeline=_base_.test_pipeline,
-    )
-)
-test_dataloader = val_dataloader
 record = dict(dataset="COCO-Stuff 164k")
