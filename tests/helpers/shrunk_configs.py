@@ -115,7 +115,8 @@ def _segmentation(cfg: Config) -> dict[str, Any]:
         model.auxiliary_head.update(in_channels=32, channels=16)
     elif model.decode_head.type in ("AdPELinearSegmentationHead", "FCNHead"):
         model.backbone.update(**SMALL, depth=4, img_size=64)
-        model.decode_head.in_channels = 32
+        # The class token stands beside every patch.
+        model.decode_head.in_channels = 64 if model.backbone.get("out_type") == "featmap_cls" else 32
         if model.decode_head.type == "FCNHead":
             model.decode_head.channels = 32
         else:
