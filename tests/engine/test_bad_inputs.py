@@ -253,7 +253,7 @@ DATA = {
         ("{tmp}/file/d: ", "Choose another path"),
     ),
     "no data to verify": Mistake("verify_data.py", ("ade20k", "{tmp}/nowhere"), ("{tmp}/nowhere: does not exist",), 1),
-    "unknown data to verify": Mistake("verify_data.py", ("voc", "{tmp}"), ("invalid choice: 'voc'", "ade20k")),
+    "unknown data to verify": Mistake("verify_data.py", ("kitti", "{tmp}"), ("invalid choice: 'kitti'", "ade20k")),
     "demo on no data": Mistake(
         "demo.py",
         ("--work-dir", "{tmp}/demo", "--data-root", "{tmp}/nowhere"),
