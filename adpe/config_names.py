@@ -1,7 +1,8 @@
 """Names of configs that are a recipe with some of its options set, such as ``pretrain/mae_vitb_800e``.
 
 Everything that takes the path of a config takes these, as paths below configs/: the command line, suites, and the
-``_base_`` of other configs. There is no file of that path; `text` is what one would hold.
+``_base_`` of other configs. There is no file of that path; `text` is what one would hold. Names that a config had in
+earlier versions are read in the same way.
 """
 
 from __future__ import annotations
@@ -47,6 +48,47 @@ NAMES: dict[str, tuple[str, dict[str, Any]]] = {
     },
 }
 
+# Folder that configs were moved to -> their names there; what they were called before follows from `_old_name`.
+_ROOMS = {
+    "cifar10": (
+        "attentive backdoor backdoor_finetuned ep finetune knn knn_layers linear logistic pacmac positions shortcut"
+    ),
+    "imagenet": (
+        "attentive_vitb ep_vitb finetune_vitb finetune_vith finetune_vitl knn_vitb linear_vitb "
+        "linear_vitl lowshot_vitb positions_vitb"
+    ),
+    "dense": ("ade20k_eomt_vitb ade20k_eomt_vitl ade20k_knn_vitb ade20k_linear_finetune_vitb ade20k_linear_vitb"),
+    "multi_label": "coco_vitb scenes scenes_linear",
+    "pretrain/masks": (
+        "cifar10_crossmae cifar10_hpm cifar10_mae_plus_blocks cifar10_mae_plus_colormask cifar10_semmae "
+        "crossmae_vitb_800e hpm_vitb_200e hpm_vitb_800e mae_colormask_vitb_800e pixio_vith_400e "
+        "semmae_vitb_800e"
+    ),
+    "pretrain/positions": (
+        "cifar10_cropped_positions cifar10_droppos cifar10_ijepa_stop cifar10_mae_plus_stop "
+        "droppos_vitb_800e ijepa_stop_vitb_600e mae_plus_stop_vitb_400e"
+    ),
+    "pretrain/self_distillation": (
+        "cifar10_dino cifar10_sdssl_byol cifar10_sdssl_moco cifar10_sdssl_simclr cifar10_selfpatch "
+        "dino_vits_300e sdssl_byol_vitb_300e sdssl_moco_vitb_300e sdssl_simclr_vitb_300e "
+        "selfpatch_vits_300e"
+    ),
+    "pretrain/bands": "cifar10_dino_mm dino_mm_vits8_100e",
+    "pretrain/targets": "cifar10_mapet cifar10_mfm mapet_vitb_300e mfm_r50_300e mfm_vitb_300e",
+}
+
+
+def _old_name(folder: str, name: str) -> str:
+    if folder.startswith("pretrain/"):
+        return f"pretrain/{name}.py"
+    if folder == "multi_label":
+        return "coco_multilabel_vitb.py" if name == "coco_vitb" else name.replace("scenes", "scenes_multilabel") + ".py"
+    return f"{name}.py" if folder == "dense" else f"{folder}_{name}.py"
+
+
+# Path of an earlier version to today's, both below configs/.
+MOVED = {_old_name(folder, name): f"{folder}/{name}.py" for folder, names in _ROOMS.items() for name in names.split()}
+
 
 def named(path: Path) -> tuple[str, dict[str, Any]] | None:
     """The recipe and the options that a path of no file stands for."""
@@ -54,7 +96,7 @@ def named(path: Path) -> tuple[str, dict[str, Any]] | None:
         name = path.resolve().relative_to(CONFIGS.resolve()).as_posix()
     except ValueError:
         return None
-    return NAMES.get(name)
+    return (MOVED[name], {}) if name in MOVED else NAMES.get(name)
 
 
 def is_config(path: Path) -> bool:

@@ -16,7 +16,7 @@ Cost: not measured.
 Command: python tools/evaluate.py configs/officehome_pacmac_vitb.py ENCODER --cfg-options data_root=ROOT
 """
 
-_base_ = "./_base_/imagenet_classification.py"
+_base_ = "./_base_/classification/imagenet_classification.py"
 
 data_root = "data/officehome"
 source = "Clipart"

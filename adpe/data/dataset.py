@@ -47,7 +47,7 @@ class AdPEImageDataset(Dataset):
         captions: arguments of :class:`adpe.data.captions.Captions`, whose words follow likewise.
         labels: the number of the image's class folder plus 1 follows likewise, as (1,) int64.
         style: of :mod:`adpe.data.views.styles`, into which every second image is put, beginning with the second: the
-            two domains of ``configs/cifar10_pacmac.py``, pooled. None leaves them all.
+            two domains of ``configs/cifar10/pacmac.py``, pooled. None leaves them all.
         cache: decode the images once, into a memory-mapped file (`adpe.data.sources.decoded.DecodedSource`), and crop
             small ones in batch. The samples are equal to those without it in every bit.
         crop_on: ``"device"`` lets a batch be cropped by `adpe.engine.pretraining.AdPECropsPreprocessor`, again equal in

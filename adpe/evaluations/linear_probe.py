@@ -1,7 +1,7 @@
 """Linear probe on features that are computed once: MAE's head and optimiser, without augmentation.
 
 MAE's own probe (arXiv 2111.06377, table 10) crops and flips, and so passes every image through the encoder in every
-epoch: that is a training, ``configs/imagenet_linear_vitb.py``. Here an epoch takes a fraction of a second.
+epoch: that is a training, ``configs/imagenet/linear_vitb.py``. Here an epoch takes a fraction of a second.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from adpe.files import ROOT
 from adpe.models.vit import FORM
 from adpe.parity.cases import CaseResult, GoldenCase, compare_gradients, relative_error
 
-CONFIG = ROOT / "configs" / "imagenet_finetune_vitb.py"
+CONFIG = ROOT / "configs" / "imagenet/finetune_vitb.py"
 POSITIONS = {"ape": "absolute", "rpe": "relative", "rpe_interpolated": "relative_interpolated"}
 
 

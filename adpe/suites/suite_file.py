@@ -20,7 +20,7 @@ A suite is data, read by the safe loader; what runs are the configs it names, wh
         sweep_seeds: [0]
         images: {train: 20210, val: 2000}   # of the data set that the claims are about
       - name: eomt
-        config: configs/ade20k_eomt_vitb.py
+        config: configs/dense/ade20k_eomt_vitb.py
         seeds: [0]                    # not with every seed of the suite
     budgets:                          # other sizes of the suite: benchmark.py run SUITE --budget short
       short: {seeds: [0], epochs: 100, pretraining: {epochs: 100}, tasks: {upernet: {max_iters: 16000}}, jobs: 2}

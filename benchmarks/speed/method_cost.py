@@ -5,7 +5,7 @@ Every contestant trains on random images of the crops that its config asks for, 
 machine; its own optimiser, drop path and frozen models are part of the step, decoding and augmentation are not. Frozen
 encoders of tokens and parts, where a config names none, are random ones of the size of the config's encoder.
 
-    python benchmarks/speed/method_cost.py configs/pretrain/cifar10_mae_plus.py configs/pretrain/cifar10_semmae.py
+    python benchmarks/speed/method_cost.py configs/pretrain/cifar10_mae_plus.py configs/pretrain/masks/cifar10_semmae.py
 """
 
 from __future__ import annotations
@@ -37,8 +37,15 @@ from adpe.models.factory import create_encoder
 from adpe.models.specification import specification_of
 from benchmarks.speed.machine import pick_clock
 
-DEFAULT = ["cifar10_mae_plus", "cifar10_mae", "cifar10_adpe", "cifar10_semmae", "cifar10_mapet", "cifar10_mfm",
-           "cifar10_sdssl_moco", "cifar10_sdssl_byol", "cifar10_sdssl_simclr"]  # fmt: skip
+DEFAULT = [
+    "cifar10_mae_plus",
+    "cifar10_mae",
+    "cifar10_adpe",
+    "masks/cifar10_semmae",
+    "targets/cifar10_mapet",
+    "targets/cifar10_mfm",
+    *(f"self_distillation/cifar10_sdssl_{base}" for base in ("moco", "byol", "simclr")),
+]
 # Options of configs that name a file of tokens or parts.
 _FILES = ("tokenizer", "parts")
 

@@ -1,6 +1,6 @@
 """Linear segmentation of a public data set whose label 0 is a class; a child says which data set, and its splits."""
 
-_base_ = "../ade20k_linear_vitb.py"
+_base_ = "../dense/ade20k_linear_vitb.py"
 
 custom_imports = dict(
     imports=[

@@ -1,7 +1,7 @@
 """EoMT on the demo's scenes: 20 queries in the last two blocks of the small encoder.
 
-Reproduces: no published number. It is configs/ade20k_eomt_vitb.py at the size of a laptop: fewer queries, points and
-steps, gradients clipped at 1 and no layer-wise decay, so that it learns in so few.
+Reproduces: no published number. It is configs/dense/ade20k_eomt_vitb.py at the size of a laptop: fewer queries, points
+and steps, gradients clipped at 1 and no layer-wise decay, so that it learns in so few.
 Cost: about two minutes on one CPU core.
 Command: python tools/train.py configs/demo/eomt.py --cfg-options data_root=DATA pretrained=CHECKPOINT
 """

@@ -1,6 +1,6 @@
 """k-NN segmentation of the demo's scenes from the small encoder's frozen patch features, at 48 x 48.
 
-Reproduces: no published number. It is configs/ade20k_knn_vitb.py at the size of a laptop; --cfg-options
+Reproduces: no published number. It is configs/dense/ade20k_knn_vitb.py at the size of a laptop; --cfg-options
 evaluation.method=logreg labels patches by logistic regression instead.
 Cost: a few seconds on one CPU core.
 Command: python tools/evaluate.py configs/demo/knn_segmentation.py CHECKPOINT --cfg-options data_root=DATA

@@ -1,7 +1,7 @@
 """The whole small encoder fine-tuned under one linear layer, on the demo's scenes.
 
-Reproduces: no published number. It is configs/ade20k_linear_finetune_vitb.py at the size of a laptop, with one learning
-rate for all, so that it learns in few steps.
+Reproduces: no published number. It is configs/dense/ade20k_linear_finetune_vitb.py at the size of a laptop, with one
+learning rate for all, so that it learns in few steps.
 Cost: about a minute on one CPU core.
 Command: python tools/train.py configs/demo/linear_finetune.py --cfg-options data_root=DATA pretrained=CHECKPOINT
 """

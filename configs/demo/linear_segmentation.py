@@ -1,7 +1,7 @@
 """Linear segmentation on the demo's scenes: the frozen small encoder, batch norm and one 1x1 layer.
 
-Reproduces: no published number. It is configs/ade20k_linear_vitb.py at the size of a laptop, without augmentation: the
-head learns what is linearly readable in the maps of all four blocks, each through the final norm.
+Reproduces: no published number. It is configs/dense/ade20k_linear_vitb.py at the size of a laptop, without
+augmentation: the head learns what is linearly readable in the maps of all four blocks, each through the final norm.
 Cost: about half a minute on one CPU core.
 Command: python tools/train.py configs/demo/linear_segmentation.py --cfg-options data_root=DATA pretrained=CHECKPOINT
 """

@@ -6,8 +6,8 @@ norm; each patch token beside the mean of the class tokens, 2 x 768 channels; ba
 over labelled pixels, logits stretched with aligned corners; AdamW 2e-4, weight decay 0.01, a polynomial of power 0.9,
 bfloat16; 60 epochs of 1,263 steps of batch 16. Images at 0.5 to 2 times their own size, bicubic, a random crop of 256
 pixels, a flip; tested at their own size in windows of 256 that slide by 170.
-Never in one ranking with configs/ade20k_linear_vitb.py (512 pixels) or configs/ade20k_knn_vitb.py (224): the protocol
-that records carry tells the three apart.
+Never in one ranking with configs/dense/ade20k_linear_vitb.py (512 pixels) or configs/dense/ade20k_knn_vitb.py (224):
+the protocol that records carry tells the three apart.
 Differs: windows at the border move inwards and logits are averaged, where the reference fills windows up with zeros and
 sums probabilities; the last weights are tested, the reference reports the best of 60 epochs on the validation images;
 the scale is drawn evenly, not in whole pixels of the longer side; the layer starts at normal(0, 0.01); the rate of a
@@ -16,7 +16,7 @@ Cost: not measured.
 Command: tools/dist_train.sh configs/dense/ade20k_linear256_vitb.py 8 --cfg-options pretrained=ENCODER
 """
 
-_base_ = "../ade20k_linear_vitb.py"
+_base_ = "./ade20k_linear_vitb.py"
 
 embed_dim = 2 * 768  # patch and class token
 crop_size = (256, 256)

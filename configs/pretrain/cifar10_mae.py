@@ -5,7 +5,7 @@ Cost: not measured.
 Command: python tools/train.py configs/pretrain/cifar10_mae.py --cfg-options data_root=ARCHIVE
 """
 
-_base_ = "../_base_/pretrain_cifar10.py"
+_base_ = "../_base_/pretraining/cifar10.py"
 
 model = dict(mask_tokens="decoder")
 train_dataloader = dict(dataset=dict(crops=dict(size=32, num_crops=1)))

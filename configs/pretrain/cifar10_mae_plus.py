@@ -6,4 +6,4 @@ Cost: not measured.
 Command: python tools/train.py configs/pretrain/cifar10_mae_plus.py --cfg-options data_root=ARCHIVE
 """
 
-_base_ = "../_base_/pretrain_cifar10.py"
+_base_ = "../_base_/pretraining/cifar10.py"

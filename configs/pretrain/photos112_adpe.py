@@ -6,6 +6,6 @@ Cost: not measured.
 Command: python tools/train.py configs/pretrain/photos112_adpe.py --cfg-options data_root=FOLDER
 """
 
-_base_ = "../_base_/pretrain_photos112.py"
+_base_ = "../_base_/pretraining/photos112.py"
 
 adversary = "coordinate"

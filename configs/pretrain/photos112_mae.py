@@ -5,7 +5,7 @@ Cost: not measured.
 Command: python tools/train.py configs/pretrain/photos112_mae.py --cfg-options data_root=FOLDER
 """
 
-_base_ = "../_base_/pretrain_photos112.py"
+_base_ = "../_base_/pretraining/photos112.py"
 
 model = dict(mask_tokens="decoder")
 train_dataloader = dict(dataset=dict(crops=dict(size=112, num_crops=1)))

@@ -6,4 +6,4 @@ Cost: not measured.
 Command: python tools/train.py configs/pretrain/photos112_mae_plus.py --cfg-options data_root=FOLDER
 """
 
-_base_ = "../_base_/pretrain_photos112.py"
+_base_ = "../_base_/pretraining/photos112.py"

@@ -1,12 +1,13 @@
 """A small ViT-VQ tokenizer of CIFAR-10: 32 pixels, patches of 4, 256 codes of 8 numbers by moving averages.
 
-Its file, tokenizer.safetensors in the work directory, is what tokenizer= of configs/pretrain/cifar10_mapet.py takes.
+Its file, tokenizer.safetensors in the work directory, is what tokenizer= of configs/pretrain/targets/cifar10_mapet.py
+takes.
 Reproduces: no published number; the recipe is configs/tokenizer/vitvq_small_imagenet256.py scaled down.
 Cost: not measured.
 Command: python tools/train.py configs/tokenizer/cifar10_vitvq.py --cfg-options data_root=ARCHIVE
 """
 
-_base_ = "../_base_/pretrain_cifar10.py"
+_base_ = "../_base_/pretraining/cifar10.py"
 
 epochs = 20
 warmup_epochs = 1

@@ -79,7 +79,7 @@ def test_the_page_on_sharing(tmp_path: Path, monkeypatch) -> None:
     adpe.save_checkpoint(state, tmp_path / "work_dirs/mae/encoder.safetensors", specification=said)
     record = {
         "schema": 1, "run": "knn", "method": "MAE", "task": "classification", "dataset": "mine", "seed": 0,
-        "metrics": {"top1": 31.5}, "config": "configs/imagenet_knn_vitb.py", "time": "2026-01-01T00:00:00+00:00",
+        "metrics": {"top1": 31.5}, "config": "configs/imagenet/knn_vitb.py", "time": "2026-01-01T00:00:00+00:00",
         "start": "pretrained", "fingerprint": "0" * 16, "pretrained_from": {"config_sha256": "a" * 64},
     }  # fmt: skip
     append_record(tmp_path / "work_dirs/knn/record.jsonl", record)

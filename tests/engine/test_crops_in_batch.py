@@ -75,7 +75,7 @@ def test_the_launcher_tells_the_preprocessor_what_to_crop(monkeypatch):
     assert settled("cifar10_mae_plus") == ("device", crops)
     assert settled("cifar10_mae_plus", {CROP_ON: "cpu"}) == ("cpu", None)
     assert settled("cifar10_mae_plus", {CACHE: False}) == (None, None)
-    assert settled("cifar10_sdssl_byol") == (None, None)  # in other colours
+    assert settled("self_distillation/cifar10_sdssl_byol") == (None, None)  # in other colours
     other = {CROP_ON: "device", "model.data_preprocessor": {"type": "ImgDataPreprocessor"}}
     with pytest.raises(UserError, match=r"crop_on.*AdPECropsPreprocessor, got ImgDataPreprocessor"):
         settled("cifar10_mae_plus", other)

@@ -92,10 +92,10 @@ def test_classification_and_unreadable_pictures(tmp_path: Path, capsys):
         f"data_root={tmp_path / 'data'}",
     ]
     extra = ["epochs=1", "warmup_epochs=0", "effective_batch=4", "train_dataloader.batch_size=4", "precision=float32"]
-    checkpoint = trained("cifar10_finetune.py", tmp_path / "run", *small, *extra)
+    checkpoint = trained("cifar10/finetune.py", tmp_path / "run", *small, *extra)
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no picture")
-    config = str(ROOT / "configs" / "cifar10_finetune.py")
+    config = str(ROOT / "configs" / "cifar10/finetune.py")
     command = [config, str(checkpoint), str(tmp_path / "data" / "test"), str(broken), "--out", str(tmp_path / "out")]
     assert tool.main([*command, "--cfg-options", *small]) == 1
     assert "broken.png" in capsys.readouterr().err

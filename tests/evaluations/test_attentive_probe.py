@@ -62,11 +62,11 @@ def run(name: str, data: Path, work: Path, *options: str) -> dict[str, Any]:
 
 
 def test_the_published_recipes():
-    ep = build_evaluation(read_config(ROOT / "configs" / "imagenet_ep_vitb.py").evaluation)
+    ep = build_evaluation(read_config(ROOT / "configs" / "imagenet/ep_vitb.py").evaluation)
     assert (ep.num_queries, ep.d_out, ep.final_norm, ep.class_token) == (32, 1, False, False)
     assert (ep.epochs, ep.warmup_epochs, ep.blr, ep.batch_size, ep.weight_decay) == (90, 10, 0.1, 4096, 0.0)
     assert sum(p.numel() for p in EfficientProbe(768, 1000, 32).parameters()) == 1_383_400
-    cfg = read_config(ROOT / "configs" / "imagenet_attentive_vitb.py")
+    cfg = read_config(ROOT / "configs" / "imagenet/attentive_vitb.py")
     capi = build_evaluation(cfg.evaluation)
     assert capi.rates == (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2)
     assert capi.decays == (5e-4, 1e-3, 5e-2)

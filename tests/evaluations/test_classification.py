@@ -231,7 +231,7 @@ def test_linear_probe_with_augmentation(data: Path, tmp_path: Path) -> None:
     workers = ("num_workers=0", "persistent_workers=False")
     loaders = [f"{part}_dataloader.{key}" for part in ("train", "val") for key in workers]
     options = ["--cfg-options", *shape, *length, *loaders]
-    config = str(ROOT / "configs" / "imagenet_linear_vitb.py")
+    config = str(ROOT / "configs" / "imagenet/linear_vitb.py")
     assert train_main([config, "--work-dir", str(tmp_path / "run"), *options]) == 0
     (record,), faults = read_records(tmp_path / "run" / "record.jsonl")
     facts = record["protocol"]["facts"]

@@ -29,11 +29,11 @@ from adpe.evaluations.knn import KNN
 
 # lr = blr x 1024 / 256 with blr 5e-4 (B), 1e-3 (L, H); layer decay; drop path; epochs (MAE's FINETUNE.md)
 FINETUNE = {
-    "configs/imagenet_finetune_vitb.py": (768, 12, 2e-3, 0.65, 0.1, 100),
-    "configs/imagenet_finetune_vitl.py": (1024, 24, 4e-3, 0.75, 0.2, 50),
-    "configs/imagenet_finetune_vith.py": (1280, 32, 4e-3, 0.75, 0.3, 50),
+    "configs/imagenet/finetune_vitb.py": (768, 12, 2e-3, 0.65, 0.1, 100),
+    "configs/imagenet/finetune_vitl.py": (1024, 24, 4e-3, 0.75, 0.2, 50),
+    "configs/imagenet/finetune_vith.py": (1280, 32, 4e-3, 0.75, 0.3, 50),
 }
-LINEAR = {"configs/imagenet_linear_vitb.py": 768, "configs/imagenet_linear_vitl.py": 1024}
+LINEAR = {"configs/imagenet/linear_vitb.py": 768, "configs/imagenet/linear_vitl.py": 1024}
 SMALL = {"model.embed_dim": 32, "model.depth": 2, "model.num_heads": 2}
 
 
@@ -103,7 +103,7 @@ def test_schedule(name: str) -> None:
 
 def test_the_minimum_is_a_share_of_every_layers_rate() -> None:
     """MAE multiplies the scheduled rate, minimum included, by the layer's factor."""
-    cfg = config("configs/imagenet_finetune_vitb.py")
+    cfg = config("configs/imagenet/finetune_vitb.py")
     assert cfg.param_scheduler[1].eta_min_ratio == pytest.approx(1e-6 / 2e-3)
     assert "eta_min" not in cfg.param_scheduler[1]
 
@@ -119,11 +119,11 @@ def test_effective_batch(name: str) -> None:
 
 def test_the_rate_follows_the_batch() -> None:
     """The AdPE repository's batch of 4096 for relative positions, and its sweep of base rates."""
-    cfg = config("configs/imagenet_finetune_vitb.py", {"effective_batch": 4096, "blr": 1e-4, "position": "relative"})
+    cfg = config("configs/imagenet/finetune_vitb.py", {"effective_batch": 4096, "blr": 1e-4, "position": "relative"})
     assert cfg.optim_wrapper.optimizer.lr == pytest.approx(1e-4 * 16)
     assert cfg.param_scheduler[1].eta_min_ratio == pytest.approx(1e-6 / 1.6e-3)
     assert cfg.model.position == "relative"
-    large = config("configs/imagenet_finetune_vitl.py", {"effective_batch": 4096})
+    large = config("configs/imagenet/finetune_vitl.py", {"effective_batch": 4096})
     assert large.optim_wrapper.optimizer.lr == pytest.approx(1e-3 * 16)
 
 
@@ -160,7 +160,7 @@ def test_finetuning_augmentation_and_loss(name: str) -> None:
     assert (model.global_pool, model.frozen) == ("avg", False)
 
 
-@pytest.mark.parametrize("name", [*FINETUNE, *LINEAR, "configs/imagenet_knn_vitb.py"])
+@pytest.mark.parametrize("name", [*FINETUNE, *LINEAR, "configs/imagenet/knn_vitb.py"])
 def test_test_transform(name: str) -> None:
     """Short side to 256 (bicubic), central 224, ImageNet's statistics: MAE's, built here of torchvision alone."""
     cfg = config(name)
@@ -179,7 +179,7 @@ def test_test_transform(name: str) -> None:
 
 
 def test_finetuning_head_starts_near_zero() -> None:
-    cfg = config("configs/imagenet_finetune_vitb.py", SMALL)
+    cfg = config("configs/imagenet/finetune_vitb.py", SMALL)
     torch.manual_seed(0)
     model = MODELS.build(cfg.model)
     assert float(model.backbone.head.weight.std()) == pytest.approx(2e-5, rel=0.02)
@@ -210,14 +210,14 @@ def test_linear_probe(name: str) -> None:
 
 
 def test_linear_head_starts_with_std_of_one_percent() -> None:
-    model = MODELS.build(config("configs/imagenet_linear_vitb.py", SMALL).model)
+    model = MODELS.build(config("configs/imagenet/linear_vitb.py", SMALL).model)
     assert float(model.head.weight.std()) == pytest.approx(0.01, rel=0.03)
     assert not model.head.bias.any()
 
 
 def test_lars_is_that_of_mae() -> None:
     """Three steps against MAE's util/lars.py as published, in float64: scaled for matrices, plain for the bias."""
-    cfg = config("configs/imagenet_linear_vitb.py", SMALL)
+    cfg = config("configs/imagenet/linear_vitb.py", SMALL)
     model = MODELS.build(cfg.model).double()
     wrapper = build_optim_wrapper(model, {**cfg.optim_wrapper, "type": "OptimWrapper"})
     generator = torch.Generator().manual_seed(0)
@@ -237,7 +237,7 @@ def test_lars_is_that_of_mae() -> None:
 
 def test_knn_protocol() -> None:
     """k = 20, temperature 0.07; both sets under the test transform; nothing trained."""
-    for name in ("configs/imagenet_knn_vitb.py", "configs/cifar10_knn.py"):
+    for name in ("configs/imagenet/knn_vitb.py", "configs/cifar10/knn.py"):
         cfg, model = config(name), meta_model(name)
         evaluation = build_evaluation(cfg.evaluation)
         assert (type(evaluation), evaluation.k, evaluation.temperature) == (KNN, 20, 0.07)
@@ -266,7 +266,7 @@ def test_cifar10_takes_the_options_of_pretraining(name: str) -> None:
 
 def test_cifar10_probe() -> None:
     """On the class token, of images as they are; batch, rates and lengths as recorded."""
-    cfg = config("configs/cifar10_linear.py")
+    cfg = config("configs/cifar10/linear.py")
     assert cfg.model.global_pool == "token"
     assert cfg.train_dataloader.dataset.transform == cfg.val_dataloader.dataset.transform
     assert vars(build_evaluation(cfg.evaluation)) == {

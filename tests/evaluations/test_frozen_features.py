@@ -101,7 +101,7 @@ def test_linear_probe(data: Path, tmp_path: Path) -> None:
 
 def test_several_encoders_in_one_table(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = [encoder(tmp_path / f"{name}.safetensors", seed) for seed, name in enumerate(("one", "two"))]
-    config = str(ROOT / "configs" / "cifar10_knn.py")
+    config = str(ROOT / "configs" / "cifar10/knn.py")
     arguments = [config, *map(str, files), "--work-dir", str(tmp_path / "work"), *options(data, "evaluation.k=3")]
     assert evaluate_main(arguments) == 0
     assert capsys.readouterr().out.count("100.00") == 2

@@ -73,12 +73,12 @@ def test_layers_are_those_of_encoders_of_that_depth(tmp_path: Path):
         given = [f"data_root={tmp_path}", "num_classes=2", "image_size=16", f"pretrained={tmp_path / file}.safetensors"]
         arguments = [str(ROOT / "configs" / f"{config}.py"), "--work-dir", str(work), "--cfg-options", *given, *options]
         assert train_main(arguments) == 0
-        assert (work / "layers.png").exists() == (config == "cifar10_knn_layers")
+        assert (work / "layers.png").exists() == (config == "cifar10/knn_layers")
         records, _ = read_records(work / "record.jsonl")
         return records[-1]["metrics"]
 
-    layers = metrics("cifar10_knn_layers", "two", "evaluation.k=3")
-    plain = metrics("cifar10_knn", "two", "evaluation.k=3", "model.global_pool=token")
-    first = metrics("cifar10_knn", "one", "evaluation.k=3", "model.global_pool=token")
+    layers = metrics("cifar10/knn_layers", "two", "evaluation.k=3")
+    plain = metrics("cifar10/knn", "two", "evaluation.k=3", "model.global_pool=token")
+    first = metrics("cifar10/knn", "one", "evaluation.k=3", "model.global_pool=token")
     assert layers == {**plain, "top1_block_1": first["top1"], "top1_block_2": plain["top1"]}
     assert first["top1"] != plain["top1"]

@@ -61,7 +61,7 @@ def run(data: Path, work: Path, *options: str, seed: int = 0) -> tuple[dict[str,
 
 
 def test_the_published_protocol():
-    cfg = read_config(ROOT / "configs" / "ade20k_knn_vitb.py")
+    cfg = read_config(ROOT / "configs" / "dense/ade20k_knn_vitb.py")
     evaluation = build_evaluation(cfg.evaluation)
     assert (evaluation.ks, evaluation.distances) == ((1, 3, 10, 30), ("cosine", "L2"))
     assert (evaluation.ignore_labels, evaluation.size, evaluation.standardise) == ((0, 255), 224, True)

@@ -43,7 +43,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def start(data: Path, work: Path, *options: str) -> int:
     given = [f"data_root={data}", "num_classes=3", "image_size=16", f"pretrained={data / 'encoder.safetensors'}"]
-    config = str(ROOT / "configs" / "cifar10_logistic.py")
+    config = str(ROOT / "configs" / "cifar10/logistic.py")
     return train_main([config, "--work-dir", str(work), "--cfg-options", *given, *options])
 
 

@@ -138,7 +138,7 @@ def test_through_the_launcher(tmp_path: Path):
     model = adpe.create_encoder("adpe_vit_tiny_patch4", embed_dim=32, depth=2, num_heads=2, img_size=32)
     path = tmp_path / "encoder.safetensors"
     adpe.save_checkpoint({f"encoder.{name}": tensor for name, tensor in model.state_dict().items()}, path)
-    config = str(ROOT / "configs" / "cifar10_positions.py")
+    config = str(ROOT / "configs" / "cifar10/positions.py")
     options = [f"data_root={tmp_path / 'data'}", "num_classes=2", f"pretrained={path}"]
     found = []
     for run in ("one", "two"):

@@ -49,7 +49,7 @@ def run(images: Path, folder: Path, config: str, *options: str, seed: int = 0) -
 @pytest.mark.slow(20)
 def test_the_control_learns_its_trigger_and_blocking_on_it_repairs(images: Path, tmp_path: Path):
     options = ["evaluation.poisons=16", "evaluation.steps=60", "evaluation.batch_size=24", "evaluation.patched=8"]
-    record = run(images, tmp_path / "a", "cifar10_backdoor_finetuned.py", *options)
+    record = run(images, tmp_path / "a", "cifar10/backdoor_finetuned.py", *options)
     found = record["metrics"]
     assert record["task"] == "robustness"
     assert found["clean_top1"] > 90 and found["source_top1"] > 90
@@ -58,23 +58,23 @@ def test_the_control_learns_its_trigger_and_blocking_on_it_repairs(images: Path,
     assert found["blocked_asr"] < found["blocked_centre_asr"]
     assert found["trigger_hit"] > 50
     assert (tmp_path / "a" / "defence.png").stat().st_size > 10_000
-    assert run(images, tmp_path / "b", "cifar10_backdoor_finetuned.py", *options)["metrics"] == found
-    assert run(images, tmp_path / "c", "cifar10_backdoor_finetuned.py", *options, seed=1)["metrics"] != found
+    assert run(images, tmp_path / "b", "cifar10/backdoor_finetuned.py", *options)["metrics"] == found
+    assert run(images, tmp_path / "c", "cifar10/backdoor_finetuned.py", *options, seed=1)["metrics"] != found
 
 
 def test_hidden_poisons_move_a_frozen_head_and_are_kept(images: Path, tmp_path: Path):
     """Their bound holds in pixels; an interrupted run goes on from those that were made."""
     options = ["evaluation.poisons=8", "evaluation.iterations=3", "evaluation.head_lr=0.1"]
-    found = run(images, tmp_path / "a", "cifar10_backdoor.py", *options)["metrics"]
+    found = run(images, tmp_path / "a", "cifar10/backdoor.py", *options)["metrics"]
     assert found["clean_top1"] > 60
     from safetensors.torch import load_file
 
     kept = load_file(tmp_path / "a" / "poisons.safetensors")
     assert kept["images"].shape == (8, 3, 32, 32) and kept["images"].dtype == torch.uint8
     before = (tmp_path / "a" / "poisons.safetensors").stat().st_mtime_ns
-    assert run(images, tmp_path / "a", "cifar10_backdoor.py", *options)["metrics"] == found
+    assert run(images, tmp_path / "a", "cifar10/backdoor.py", *options)["metrics"] == found
     assert (tmp_path / "a" / "poisons.safetensors").stat().st_mtime_ns == before
-    run(images, tmp_path / "a", "cifar10_backdoor.py", *options, seed=1)
+    run(images, tmp_path / "a", "cifar10/backdoor.py", *options, seed=1)
     assert (tmp_path / "a" / "poisons.safetensors").stat().st_mtime_ns != before
 
 
@@ -116,6 +116,6 @@ def test_options_that_cannot_be_are_refused(options: dict, key: str):
 
 
 def test_an_unknown_class_is_named(images: Path, tmp_path: Path, capsys):
-    command = [str(ROOT / "configs" / "cifar10_backdoor.py"), "--work-dir", str(tmp_path), "--cfg-options"]
+    command = [str(ROOT / "configs" / "cifar10/backdoor.py"), "--work-dir", str(tmp_path), "--cfg-options"]
     assert train_main([*command, f"data_root={images}", *SMALL, "target=bright"]) == 2
     assert "bright" in capsys.readouterr().err

@@ -79,7 +79,7 @@ def test_options_that_cannot_be_are_refused(images: Path, options: dict):
 
 def test_a_probe_follows_the_border(images: Path, tmp_path: Path):
     def run(name: str, *options: str) -> dict:
-        command = [str(ROOT / "configs/cifar10_shortcut.py"), "--work-dir", str(tmp_path / name), "--cfg-options"]
+        command = [str(ROOT / "configs/cifar10/shortcut.py"), "--work-dir", str(tmp_path / name), "--cfg-options"]
         assert train_main([*command, f"data_root={images}", *SMALL, *options]) == 0
         return read_records(tmp_path / name / "record.jsonl")[0][-1]
 
@@ -96,6 +96,6 @@ def test_a_probe_follows_the_border(images: Path, tmp_path: Path):
 
 
 def test_a_border_that_is_not_the_tests_is_refused(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
-    command = [str(ROOT / "configs/cifar10_shortcut.py"), "--work-dir", str(tmp_path), "--cfg-options"]
+    command = [str(ROOT / "configs/cifar10/shortcut.py"), "--work-dir", str(tmp_path), "--cfg-options"]
     assert train_main([*command, f"data_root={images}", *SMALL, "plain_dataloader.dataset.border=class"]) == 2
     assert "plain_dataloader" in capsys.readouterr().err

@@ -39,7 +39,7 @@ def mapet(folder: Path, **options) -> MaPeT:
 
 def test_recipe_of_vit_base():
     """The scripts of aimagelab/MaPeT; rates of single epochs by hand."""
-    name = "configs/pretrain/mapet_vitb_300e.py"
+    name = "configs/pretrain/targets/mapet_vitb_300e.py"
     cfg = config(name)
     assert (cfg.effective_batch, cfg.train_cfg.max_epochs, cfg.optim_wrapper.optimizer.lr) == (2048, 310, 1.5e-3)
     assert (cfg.optim_wrapper.optimizer.weight_decay, cfg.optim_wrapper.clip_grad.max_norm) == (0.05, 3.0)
@@ -78,7 +78,7 @@ def test_initialisation():
 
 
 def test_small_recipe(tmp_path: Path):
-    cfg = config("configs/pretrain/cifar10_mapet.py", {"tokenizer": str(tokenizer_file(tmp_path, 64))})
+    cfg = config("configs/pretrain/targets/cifar10_mapet.py", {"tokenizer": str(tokenizer_file(tmp_path, 64))})
     cfg.model.depth = 1
     model = MODELS.build(cfg.model).model
     assert (model.vocabulary, model.context_of(65), model.encoder.embed_dim) == (64, 17, 192)
@@ -90,7 +90,7 @@ def test_small_recipe(tmp_path: Path):
 def test_two_steps_through_the_launcher(tmp_path: Path):
     """The tokenizer is in the checkpoint as its file has it, and not in the exported encoder."""
     tokens = tokenizer_file(tmp_path, 8)
-    runner = train_small("cifar10_mapet", tmp_path, {"tokenizer": str(tokens), "model.vocabulary": 8})
+    runner = train_small("targets/cifar10_mapet", tmp_path, {"tokenizer": str(tokens), "model.vocabulary": 8})
     assert runner.iter == 2
     state = torch.load(tmp_path / "work" / "epoch_1.pth", weights_only=False)["state_dict"]
     with safe_open(tmp_path / "frozen.safetensors", framework="pt") as file:

@@ -8,7 +8,9 @@ import torch
 pytest.importorskip("mmengine")
 from benchmarks.speed import method_cost
 
-MAE, PARTS, TOKENS = (f"configs/pretrain/cifar10_{name}.py" for name in ("mae", "semmae", "mapet"))
+MAE, PARTS, TOKENS = (
+    f"configs/pretrain/{name}.py" for name in ("cifar10_mae", "masks/cifar10_semmae", "targets/cifar10_mapet")
+)
 
 
 @pytest.mark.slow(15)
@@ -19,6 +21,6 @@ def test_costs_of_methods_with_frozen_encoders():
 
 
 def test_a_config_of_something_else_is_refused(capsys: pytest.CaptureFixture[str]):
-    assert method_cost.main(["configs/cifar10_linear.py"]) == 2
+    assert method_cost.main(["configs/cifar10/linear.py"]) == 2
     assert method_cost.main([MAE, "--steps", "0"]) == 2
-    assert "configs/cifar10_linear.py" in capsys.readouterr().err
+    assert "configs/cifar10/linear.py" in capsys.readouterr().err

@@ -33,7 +33,7 @@ def mfm(**options) -> MFM:
 
 def test_recipe_of_vit_base():
     """README and configs of the reference: Jiahao000/MFM."""
-    cfg = read_config(ROOT / "configs/pretrain/mfm_vitb_300e.py")
+    cfg = read_config(ROOT / "configs/pretrain/targets/mfm_vitb_300e.py")
     assert (cfg.effective_batch, cfg.train_cfg.max_epochs) == (2048, 300)
     assert cfg.optim_wrapper.optimizer.lr == pytest.approx(3e-4 * 2048 / 512)
     assert (cfg.optim_wrapper.optimizer.weight_decay, cfg.optim_wrapper.clip_grad.max_norm) == (0.05, 3.0)
@@ -51,7 +51,7 @@ def test_recipe_of_vit_base():
     spared = {name for name, p in model.named_parameters() if id(p) not in decayed}
     assert {"encoder.pos_embed", "encoder.cls_token", "head.pred.bias"} <= spared
     assert "encoder.blocks.0.attn.qkv.weight" not in spared
-    assert read_config(ROOT / "configs/pretrain/mfm_r50_300e.py").model.low_pass_probability == 0.3
+    assert read_config(ROOT / "configs/pretrain/targets/mfm_r50_300e.py").model.low_pass_probability == 0.3
 
 
 def test_damage_is_in_pixels_and_is_what_each_draw_says():
@@ -100,7 +100,7 @@ def test_training_beats_the_damaged_image_and_hands_over_its_encoder(tmp_path: P
         "model.embed_dim=64", "model.depth=2", "model.num_heads=4", "custom_hooks.1.interval=100",
         "default_hooks.checkpoint.interval=16",
     ]  # fmt: skip
-    config = ROOT / "configs/pretrain/cifar10_mfm.py"
+    config = ROOT / "configs/pretrain/targets/cifar10_mfm.py"
     assert train_main([str(config), "--work-dir", str(tmp_path / "run"), "--cfg-options", *options]) == 0
     with safe_open(tmp_path / "run" / "encoder.safetensors", framework="pt") as file:
         said = json.loads(file.metadata()[KEY])

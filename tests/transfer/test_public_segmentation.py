@@ -137,9 +137,9 @@ def test_three_protocols_on_ade20k_are_never_one() -> None:
     """DINOv3's at 512 pixels, Pixio's at 256 and CAPI's at 224: other fingerprints, so other groups of a ranking."""
     encoder = {f"model.{key}": value for key, value in NARROW.items()}
     protocols = [
-        protocol_without_data(ROOT / "configs/ade20k_linear_vitb.py", {**BACKBONE, "embed_dim": 16}),
+        protocol_without_data(ROOT / "configs/dense/ade20k_linear_vitb.py", {**BACKBONE, "embed_dim": 16}),
         protocol_without_data(ROOT / PIXIO, {**BACKBONE, "embed_dim": 32}),
-        protocol_without_data(ROOT / "configs/ade20k_knn_vitb.py", encoder),
+        protocol_without_data(ROOT / "configs/dense/ade20k_knn_vitb.py", encoder),
     ]
     facts = [protocol["facts"] for protocol in protocols]
     assert [one.get("crop") for one in facts[:2]] == [[512, 512], [256, 256]]

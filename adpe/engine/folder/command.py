@@ -106,7 +106,7 @@ def next_steps(work_dir: Path, data: str) -> str:
         lines.append(_typed("visualize", "reconstruct", found[0], data, "--out", work_dir / "reconstruct.png"))
     lines += [
         _typed("visualize", "attention", encoder, data, "--out", work_dir / "attention.png"),
-        _typed("evaluate", "imagenet_knn_vitb", encoder) + " --cfg-options data_root=LABELLED num_classes=N",
+        _typed("evaluate", "imagenet/knn_vitb", encoder) + " --cfg-options data_root=LABELLED num_classes=N",
         _typed("share", encoder, work_dir / "shared") + " --license NAME",
     ]
     return "\n".join(lines)
