@@ -69,10 +69,12 @@ def finished_record(run: Run, folder: Path) -> dict[str, Any] | None:
 
 
 def changed_command(run: Run, folder: Path) -> str | None:
-    """The command a run was executed with, if it is another than it would be today."""
+    """The command a run was executed with, if it is another than it would be today; the order of options is free."""
     path = run.work_dir(folder) / "command.txt"
-    now = shlex.join(run.command(folder))
-    return before if path.is_file() and (before := path.read_text().strip()) != now else None
+    if not path.is_file():
+        return None
+    before = path.read_text().strip()
+    return before if sorted(shlex.split(before)) != sorted(run.command(folder)) else None
 
 
 def estimate(runs: Sequence[Run], folder: Path) -> list[str]:
