@@ -20,6 +20,7 @@ from adpe.engine.optim import pretraining_constructor as pretraining_constructor
 from adpe.engine.resuming import reproducible as reproducible
 from adpe.engine.settings import precision as precision
 from adpe.evaluations import classification as _evaluation  # noqa: F401
+from adpe.evaluations import network_classifier as _network_classifier  # noqa: F401
 from adpe.evaluations.features import frozen_encoder as _frozen_encoder  # noqa: F401
 from adpe.evaluations.metrics import accuracy as _accuracy  # noqa: F401
 from adpe.transfer import contiguous_ops as _contiguous_ops

@@ -80,7 +80,7 @@ def config(**changes):
 
 
 def test_everything_counted_in_iterations_is_multiplied():
-    cfg = config()
+    cfg = config(custom_hooks=[{"type": "EMAHook"}, {"type": "EMAHook", "interval": 3}, {"type": "SyncBuffersHook"}])
     assert str(apply_effective_batch(cfg, 4)) == "effective batch 64 = 4 processes x 8 images x 2 accumulation steps"
     assert (cfg.train_dataloader.batch_size, cfg.train_dataloader.drop_last) == (8, True)
     assert cfg.optim_wrapper.accumulative_counts == 2
@@ -94,6 +94,7 @@ def test_everything_counted_in_iterations_is_multiplied():
     assert exponential.gamma == pytest.approx(0.9)
     assert poly.end == 7
     assert (cfg.default_hooks.checkpoint.interval, cfg.default_hooks.logger.interval) == (50, 10)
+    assert [hook.get("interval") for hook in cfg.custom_hooks] == [2, 6, None]
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ def shrunk(name: str, folder: Path) -> tuple[Config, Any]:
     cfg = config(name)
     if cfg.default_scope == "mmengine":
         data = _pretraining(cfg, folder) if cfg.model.type == "AdPEPretraining" else _classification(cfg)
-    elif name.startswith("configs/demo"):
+    elif name.startswith(("configs/demo", "configs/backbones/demo")):
         data = batch(cfg, 48)
     else:
         data = (_segmentation if cfg.default_scope == "mmseg" else _detection)(cfg)
@@ -43,7 +43,12 @@ def shrunk(name: str, folder: Path) -> tuple[Config, Any]:
 
 
 def _classification(cfg: Config) -> dict[str, Any]:
-    cfg.model.update(**SMALL, depth=2)
+    if cfg.model.type == "AdPENetworkClassifier":
+        # Two blocks in the last stage: its queries are those of a global one.
+        networks = {"gcvit": {**GC_VIT, "depths": (1, 1, 1, 2)}, "spvit": {**SP_VIT, "img_size": cfg.image_size}}
+        cfg.model.update(networks[cfg.model.network])
+    else:
+        cfg.model.update(**SMALL, depth=2)
     if cfg.model.get("mixup_batch"):
         cfg.model.mixup_batch = 2
     labels = {"label": torch.tensor([0, 1]), "index": torch.arange(2), "img_path": ["a", "b"]}

@@ -70,9 +70,9 @@ def apply_effective_batch(cfg: Config, processes: int) -> EffectiveBatch:
     ``train_dataloader.batch_size`` is the most images a process may hold at once: it becomes the number a process does
     hold, and ``optim_wrapper.accumulative_counts`` the number of batches per step. Since mmengine counts batches as
     iterations, everything counted in iterations (``max_iters``, iteration-based schedulers, intervals of validation,
-    checkpoints and logs) is multiplied by the accumulation, so that a config states them in optimizer steps. Schedules
-    counted in epochs, also those with ``convert_to_iter_based``, need nothing. The last incomplete batch of an epoch
-    is dropped.
+    checkpoints, logs and mmengine's average of the weights) is multiplied by the accumulation, so that a config states
+    them in optimizer steps. Schedules counted in epochs, also those with ``convert_to_iter_based``, need nothing. The
+    last incomplete batch of an epoch is dropped.
 
     Args:
         cfg: a config with ``train_dataloader``, ``optim_wrapper`` and ``train_cfg``. Without ``effective_batch`` it
@@ -125,6 +125,9 @@ def _multiply_iterations(cfg: Config, factor: int) -> None:
                 scheduler[name] = [count * factor for count in scheduler[name]]
         if "Exponential" in str(scheduler.get("type")):
             scheduler["gamma"] **= 1 / factor
+    for hook in cfg.get("custom_hooks") or ():
+        if hook.get("type") == "EMAHook":  # averages after every so many batches
+            hook["interval"] = hook.get("interval", 1) * factor
     hooks = cfg.get("default_hooks") or {}
     checkpoint, logger = hooks.get("checkpoint"), hooks.get("logger")
     if checkpoint and not checkpoint.get("by_epoch", True):

@@ -1,4 +1,4 @@
-"""GC ViT as a backbone of mmsegmentation and mmdetection, and as a classifier's encoder."""
+"""GC ViT as a backbone of mmsegmentation and mmdetection."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from adpe.checkpoints.loading import LoadReport
 from adpe.errors import UserError
 from adpe.models.backbones.gcvit import GCViT, resize_bias_table
 from adpe.transfer.backbones.initialisation import starting_checkpoint
-from adpe.transfer.backbones.network_loading import load_network, read_network
+from adpe.transfer.backbones.network_loading import start_network
 
 _TABLE = "relative_position_bias_table"
 # Of a classifier: the index is computed anew for any window, the head is not used, the norm is of the last map alone.
@@ -94,16 +94,8 @@ class AdPEGCViT(BaseModule):
     def init_weights(self) -> None:
         """Load the checkpoint of `init_cfg` with a line in the log, or keep the random initialisation."""
         path = starting_checkpoint(self)
-        if path is None:
-            return
-        report = LoadReport(path)
-        state, own = read_network(path, report), self.net.state_dict()
-        for name in [name for name in state if name.endswith(_TABLE) and name in own]:
-            if state[name].shape != own[name].shape and state[name].ndim == 2:
-                window = (round(own[name].shape[0] ** 0.5) + 1) // 2
-                state[name] = resize_bias_table(state[name].float(), window)
-                report.resized[name] = f"bias table, to windows of {self.net.windows}"
-        load_network(self.net, state, report, _LEFT_OUT, _NEW, "Choose the variant that it is of.")
+        if path is not None:
+            start_network(self.net, path, fit_bias_tables, _LEFT_OUT, _NEW, "Choose the variant that it is of.")
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """``(B, 3, H, W)`` normalised images to contiguous maps ``(B, channels[i], h, w)``."""
@@ -118,3 +110,13 @@ class AdPEGCViT(BaseModule):
     def no_weight_decay(self) -> set[str]:
         """See :meth:`GCViT.no_weight_decay`."""
         return {f"net.{name}" for name in self.net.no_weight_decay()}
+
+
+def fit_bias_tables(net: nn.Module, state: dict[str, Tensor], report: LoadReport) -> None:
+    """Resize the bias tables of a file to the windows of a :class:`GCViT`, in place."""
+    own = net.state_dict()
+    for name in [name for name in state if name.endswith(_TABLE) and name in own]:
+        if state[name].shape != own[name].shape and state[name].ndim == 2:
+            window = (round(own[name].shape[0] ** 0.5) + 1) // 2
+            state[name] = resize_bias_table(state[name].float(), window)
+            report.resized[name] = f"bias table, to windows of {net.windows}"

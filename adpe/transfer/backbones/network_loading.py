@@ -1,8 +1,9 @@
-"""Checkpoints of other backbones than the one encoder: every tensor is accounted for, as in `load_checkpoint`."""
+"""Checkpoints of other networks than the one encoder: every tensor is accounted for, as in `load_checkpoint`."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 from mmengine.logging import print_log
 from torch import Tensor, nn
@@ -12,8 +13,35 @@ from adpe.checkpoints.loading import LoadReport, check_values
 from adpe.checkpoints.reading import read_file
 from adpe.errors import UserError
 
-# Of a run of mmseg or mmdet whose backbone holds the network as `net`.
+# Of a run whose backbone is the network, or holds it as `net`.
 _PREFIXES = ("backbone.", "net.")
+
+
+def start_network(
+    net: nn.Module,
+    path: str,
+    fit: Callable[[nn.Module, dict[str, Tensor], LoadReport], None],
+    left_out: re.Pattern[str],
+    new: re.Pattern[str] | None = None,
+    hint: str = "",
+) -> None:
+    """Load a file that must cover the network, with the load report in the log.
+
+    Args:
+        net: the network.
+        path: see :func:`read_network`.
+        fit: brings tensors of the file to the network's sizes, and writes what it did to the report.
+        left_out: see :func:`load_network`; so are `new` and `hint`.
+        new: names of the network that may keep their start.
+        hint: what to do about a file that does not cover it.
+
+    Raises:
+        UserError: as :func:`read_network` and :func:`load_network`, and what `fit` raises.
+    """
+    report = LoadReport(path)
+    state = read_network(path, report)
+    fit(net, state, report)
+    load_network(net, state, report, left_out, new, hint)
 
 
 def read_network(path: str, report: LoadReport) -> dict[str, Tensor]:
@@ -66,7 +94,7 @@ def load_network(
     for name in state:
         if name not in own:
             if left_out.match(name):
-                report.dropped[name] = "not part of the maps"
+                report.dropped[name] = "not part of this network"
             else:
                 report.unexpected.append(name)
     if report.missing or wrong or report.unexpected:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch.nn.functional as F
 from mmengine.model import BaseModule
@@ -15,9 +15,10 @@ from adpe.checkpoints.loading import LoadReport
 from adpe.errors import UserError
 from adpe.models.backbones.spvit import SPViT
 from adpe.transfer.backbones.initialisation import starting_checkpoint
-from adpe.transfer.backbones.network_loading import load_network, read_network
+from adpe.transfer.backbones.network_loading import start_network
 
 _LEFT_OUT = re.compile(r"(head|aux_head|norm)\.")
+HINT = "Choose the variant and prior_blocks that it is of."
 
 
 @MODELS.register_module()
@@ -108,18 +109,8 @@ class AdPESPViT(BaseModule):
     def init_weights(self) -> None:
         """Load the checkpoint of `init_cfg`, or keep the random initialisation, and log which."""
         path = starting_checkpoint(self, "the network starts at random")
-        if path is None:
-            return
-        report = LoadReport(path)
-        state = read_network(path, report)
-        table, patch = state.get("pos_embed"), self.net.patch_size
-        if table is not None and table.ndim == 3 and table.shape[1] != self.net.train_side**2:
-            side = round(table.shape[1] ** 0.5)
-            raise UserError(
-                f"{path}: its table of positions has {table.shape[1]} patches, that of img_size="
-                f"{self.net.train_side * patch} has {self.net.train_side**2}. Set img_size={side * patch}."
-            )
-        load_network(self.net, state, report, _LEFT_OUT, hint="Choose the variant and prior_blocks that it is of.")
+        if path is not None:
+            start_network(self.net, path, check_positions, _LEFT_OUT, hint=HINT)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """``(B, 3, H, W)`` normalised images to contiguous maps ``(B, D, ceil(H / p), ceil(W / p))``."""
@@ -149,3 +140,14 @@ class AdPESPViT(BaseModule):
             "train_grid", "offsets of the training grid"
         )
         return f"learned timm, spatial prior in {self.net.prior_blocks} blocks, {scale}"
+
+
+def check_positions(net: nn.Module, state: dict[str, Tensor], report: LoadReport) -> None:
+    """Raise UserError if a file's table of positions is of another ``img_size`` than that of an :class:`SPViT`."""
+    table, patch, side = state.get("pos_embed"), cast(SPViT, net).patch_size, cast(SPViT, net).train_side
+    if table is not None and table.ndim == 3 and table.shape[1] != side**2:
+        theirs = round(table.shape[1] ** 0.5)
+        raise UserError(
+            f"{report.path}: its table of positions has {table.shape[1]} patches, that of img_size={side * patch} has "
+            f"{side**2}. Set img_size={theirs * patch}."
+        )
