@@ -15,8 +15,8 @@ DOCS_VENV ?= .venv-docs
 # What needs neither torch nor OpenMMLab is tested under a second interpreter, too.
 PURE_PYTHON ?= python3.12
 PURE_VENV ?= .venv-pure
-pure_tests := tests/leaderboard/test_leaderboard.py tests/leaderboard/test_published.py tests/leaderboard/test_statistics.py \
-	tests/configs/test_option_values.py tests/suites/test_schema.py tests/docs/test_links.py
+pure_tests := tests/leaderboard/test_leaderboard.py tests/leaderboard/test_overview.py tests/leaderboard/test_published.py \
+	tests/leaderboard/test_statistics.py tests/configs/test_option_values.py tests/suites/test_schema.py tests/docs/test_links.py
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-pure lint docs doctor clean

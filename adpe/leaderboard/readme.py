@@ -8,6 +8,7 @@ from pathlib import Path
 from adpe.errors import UserError
 from adpe.files import ROOT, atomic_write
 from adpe.leaderboard.claims import HEADER, check_claims, lines, sources
+from adpe.leaderboard.overview import overview
 from adpe.leaderboard.ranking import build_leaderboard
 from adpe.leaderboard.records import read_records
 from adpe.leaderboard.tables import escape_markdown, markdown_table, to_markdown
@@ -15,8 +16,8 @@ from adpe.suites.expected import expected_protocol
 from adpe.suites.suite import Suite, expand
 from adpe.suites.suite_file import FOLDER, read_suite
 
-# What AdPE adds its adversary to: differences in the README are to it.
-BASELINE = "MAE+ APE"
+# Differences in the README are to what AdPE adds its adversary to; where a protocol has no such row, to a random start.
+BASELINES = ("MAE+ APE", "MAE+", "random")
 RECORDS = ROOT / "benchmarks" / "records"
 README = ROOT / "benchmarks" / "README.md"
 START, END = "<!-- leaderboard: start, written by tools/benchmark.py readme -->", "<!-- leaderboard: end -->"
@@ -46,9 +47,8 @@ def generated() -> str:
         f"<details><summary>Sources</summary>\n\n{listed}\n\n</details>",
     ]
     if records or faults:
-        known = any(record.get("method") == BASELINE for record in records)
-        board = build_leaderboard(records, baseline=BASELINE if known else "random", faults=faults)
-        told = [_told(suite, records) for suite in suites]
+        board = build_leaderboard(records, baseline=BASELINES, faults=faults)
+        told = [text for suite in suites for text in (_told(suite, records), overview(suite, records))]
         parts += ["### Our runs", *filter(None, told), to_markdown(board, level=4, sentences=False).strip()]
     return "\n\n".join(parts)
 

@@ -49,6 +49,7 @@ SUITE = {
     "budgets": Key("mapping of names to mappings", "none", "other sizes of the suite, for `--budget NAME`; see below"),
     "claims": Key("list", "none", "published rows that the suite is to reproduce; see below"),
     "missing": Key("list", "none", "published rows without a config yet; see below"),
+    "overview": Key("list", "none", "columns of one table over several tasks, in benchmarks/README.md; see below"),
 }  # fmt: skip
 METHOD = {
     "name": Key(_NAME, None, "the name in tables and, as a slug, in paths"),
@@ -93,6 +94,10 @@ MISSING = {
     "reproduces": Key("id of a row in `benchmarks/published/`", None, "the published row"),
     "reason": Key("text", None, "why no config claims it"),
 }
+OVERVIEW = {
+    "task": Key("name of a task", None, "where the column comes from"),
+    "metric": Key("name of a metric", None, "as `adpe.leaderboard.tasks` has it, such as `top1`"),
+}
 COST = {
     "gpu_hours": Key(_NUMBER, None, "GPU hours of one run, summed over its GPUs"),
     "gpu": Key("text", None, "the GPU that was used"),
@@ -116,6 +121,7 @@ SECTIONS = {
     "`budgets.NAME`": BUDGET,
     "`claims[]`": CLAIM,
     "`missing[]`": MISSING,
+    "`overview[]`": OVERVIEW,
     "`cost`": COST,
     "`images`": IMAGES,
     "`data`": DATA,

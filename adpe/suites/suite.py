@@ -105,6 +105,7 @@ class Suite:
         data: arguments of `adpe.data.scenes.write_scenes`, for a suite that brings its data.
         budgets: other sizes of it, by name.
         shared_pretraining: folder beside the suite's in which its pretrainings run, for other suites to find them.
+        overview: tasks and metrics that are the columns of one table over several tasks.
     """
 
     name: str
@@ -120,6 +121,7 @@ class Suite:
     data: Mapping[str, int] | None = None
     shared_pretraining: str | None = None
     budgets: Mapping[str, Budget] = field(default_factory=dict)
+    overview: tuple[tuple[str, str], ...] = ()
 
     def sized(self, name: str) -> Suite:
         """The suite under one of its budgets, with a name and so a folder of its own.

@@ -43,6 +43,7 @@ from adpe.config_names import is_config, known_configs
 from adpe.errors import UserError
 from adpe.files import ROOT
 from adpe.leaderboard.published import read_published, read_yaml
+from adpe.leaderboard.tasks import METRICS
 from adpe.suites import schema
 from adpe.suites.suite import Budget, Claim, Cost, Method, Suite, Task, slug
 
@@ -101,7 +102,14 @@ def read_suite(name: str | Path) -> Suite:
             name: _budget(item, f"{path}: budgets.{name}", tasks)
             for name, item in _mapping(content.get("budgets") or {}, f"{path}: budgets", None).items()
         },
+        tuple(_column(item, where, tasks) for item, where in _items(content, "overview", path)),
     )
+
+
+def _column(item: Any, where: str, tasks: Sequence[Task]) -> tuple[str, str]:
+    _mapping(item, where, schema.OVERVIEW)
+    task = _choice(item.get("task"), {one.name: one.name for one in tasks}, f"{where}: task")
+    return task, _choice(item.get("metric"), {name: name for name in METRICS}, f"{where}: metric")
 
 
 def _mapping(value: Any, where: str, known: Collection[str] | None) -> dict[str, Any]:

@@ -42,6 +42,7 @@ FULL: dict[str, Any] = {
          "tolerance": {"mIoU": 1.0}, "tolerance_source": "a thread", "note": "none"},
     ],
     "missing": [{"reproduces": "mae-vitb-ade20k-mmseg", "reason": "no config"}],
+    "overview": [{"task": "upernet", "metric": "mIoU"}],
 }  # fmt: skip
 # The mappings of FULL that each part of the schema is about.
 PLACES = {
@@ -51,13 +52,14 @@ PLACES = {
     "BUDGET": (lambda s: list(s["budgets"].values()), schema.BUDGET),
     "CLAIM": (lambda s: s["claims"], schema.CLAIM),
     "MISSING": (lambda s: s["missing"], schema.MISSING),
+    "OVERVIEW": (lambda s: s["overview"], schema.OVERVIEW),
     "COST": (lambda s: [s["tasks"][0]["cost"]], schema.COST),
     "IMAGES": (lambda s: [s["tasks"][0]["images"]], schema.IMAGES),
     "DATA": (lambda s: [s["data"]], schema.DATA),
     "SCENES": (lambda s: [s["data"]["scenes"]], schema.SCENES),
 }
-# Left out together: a point needs its sweep, and a claim its method and task.
-WITH = {"tasks": ["claims", "budgets"], "sweep": ["reported", "at"], "reported": ["sweep", "at"]}
+# Left out together: a point needs its sweep, a claim its method and task, a column its task.
+WITH = {"tasks": ["claims", "budgets", "overview"], "sweep": ["reported", "at"], "reported": ["sweep", "at"]}
 
 
 def read(folder: Path, content: dict[str, Any]) -> None:

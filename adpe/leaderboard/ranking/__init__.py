@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import string
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +35,7 @@ class Leaderboard:
 def build_leaderboard(
     records: Iterable[Mapping[str, Any]],
     *,
-    baseline: str = "random",
+    baseline: str | Sequence[str] = "random",
     published: Iterable[Mapping[str, Any]] = (),
     faults: Iterable[str] = (),
     confidence: float = 0.95,
@@ -44,14 +44,16 @@ def build_leaderboard(
 
     Args:
         records: run records, in the order they were written.
-        baseline: a start, a method or a row's name ``"method (start)"`` to compare with.
+        baseline: a start, a method or a row's name ``"method (start)"`` to compare with; of several, the first that a
+            protocol has.
         published: entries as `adpe.leaderboard.published.read_published` gives them, shown beside ours, never averaged.
         faults: sentences about lines that are no records, as `adpe.leaderboard.records.read_records` gives them.
         confidence: coverage of the intervals.
 
     Raises:
-        UserError: if a baseline other than ``"random"`` names no row.
+        UserError: if no baseline names a row, and none is ``"random"``.
     """
+    baselines = (baseline,) if isinstance(baseline, str) else tuple(baseline)
     problems = list(faults)
     groups: dict[tuple[str, str], dict[str, dict[Key, list[Observation]]]] = {}
     heads: dict[str, Mapping[str, Any]] = {}
@@ -94,14 +96,16 @@ def build_leaderboard(
         shown = main_metrics(task, (name for row in ours + others for name in row.cells))
         table = Table(task, dataset, shown, by_letter, ours + others)
         table.differences = _differences({letters[name]: heads[name] for name in letters if name in heads})
-        compare_rows(table, baseline, confidence, problems)
+        compare_rows(table, baselines, confidence, problems)
         rank_rows(table)
         # Pretraining without a validation has curves and pictures, but nothing to compare.
         if table.metrics or task != "pretrain":
             tables.append(table)
     names = {name for table in tables for row in table.rows for name in (row.method, row.start, row.name) if name}
-    if baseline != "random" and baseline not in names:
-        raise UserError(f"baseline {baseline!r} names no row; there are: {', '.join(sorted(names)) or 'none'}.")
+    if "random" not in baselines and not names.intersection(baselines):
+        raise UserError(
+            f"baseline {', '.join(map(repr, baselines))} names no row; there are: {', '.join(sorted(names)) or 'none'}."
+        )
     order = {task: index for index, task in enumerate(TASKS)}
     tables.sort(key=lambda table: (order.get(table.task, len(order)), table.dataset))
     return Leaderboard(tables, problems)

@@ -12,18 +12,19 @@ from adpe.leaderboard.tasks import metric_of
 from adpe.leaderboard.uncertainty.seeds import seed_difference
 
 
-def compare_rows(table: Table, baseline: str, confidence: float, problems: list[str]) -> None:
+def compare_rows(table: Table, baselines: Sequence[str], confidence: float, problems: list[str]) -> None:
     """Write into every row of ours its difference to the baseline of its protocol.
 
     Args:
         table: whose rows are changed.
-        baseline: a start, a method or a row's name.
+        baselines: starts, methods or names of rows; the first that a protocol has is taken.
         confidence: coverage of the intervals.
         problems: sentences on what cannot be compared are appended.
     """
     for letter in table.protocols:
         rows = [row for row in table.rows if row.protocol == letter and row.kind == OURS]
-        candidates = [row for row in rows if baseline in (row.start, row.method, row.name)]
+        named = [(one, [row for row in rows if one in (row.start, row.method, row.name)]) for one in baselines]
+        baseline, candidates = next((pair for pair in named if pair[1]), (baselines[0], []))
         under = f"{table.task} on {table.dataset}" + (f", protocol {letter}" if len(table.protocols) > 1 else "")
         if rows and not candidates and table.task != "pretrain":
             problems.append(f"{under}: no row {baseline!r} to compare with.")
