@@ -19,7 +19,7 @@ from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 
 from adpe.config_names import CONFIGS as FOLDER
-from adpe.config_names import NAMES, text
+from adpe.config_names import MOVED, NAMES, text
 from adpe.engine.config import read_config
 from adpe.errors import UserError
 from adpe.evaluations.base import build_evaluation
@@ -98,6 +98,18 @@ def test_a_name_is_its_recipe_with_options(name: str) -> None:
     cfg = read_config(f"configs/{name}")
     assert cfg.to_dict() == read_config(FOLDER / recipe, options).to_dict()
     assert cfg.filename == f"configs/{name}"
+
+
+@pytest.mark.parametrize("name", ["imagenet_finetune_vitb", "ade20k_linear_vitb", "scenes_multilabel_linear",
+                                  "coco_multilabel_vitb", "pretrain/sdssl_moco_vitb_300e"])  # fmt: skip
+def test_an_earlier_name_is_the_config_of_today(name: str) -> None:
+    assert read_config(f"configs/{name}.py").to_dict() == read_config(FOLDER / MOVED[f"{name}.py"]).to_dict()
+
+
+def test_earlier_names_are_of_no_file_and_lead_to_one() -> None:
+    assert [name for name in MOVED if (FOLDER / name).exists() or name in NAMES] == []
+    assert [name for name in MOVED.values() if not (FOLDER / name).is_file()] == []
+    assert len(set(MOVED.values())) == len(MOVED)
 
 
 def test_a_name_stands_for_a_file(tmp_path: Path) -> None:
