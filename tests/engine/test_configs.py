@@ -48,6 +48,7 @@ FROZEN = (
     "configs/imagenet_positions_vitb.py", "configs/coco_multilabel_vitb.py", "configs/scenes_multilabel.py",
     "configs/scenes_multilabel_linear.py", "configs/cifar10_shortcut.py",
     "configs/cifar10_pacmac.py", "configs/officehome_pacmac_vitb.py",
+    "configs/bigearthnet_multilabel_vits8.py", "configs/scenes14_multilabel.py",
 )  # fmt: skip
 
 # Built around the codes of a trained tokenizer; tests/methods/test_image_sequences.py builds it.
