@@ -25,6 +25,7 @@ from adpe.data.checks.inspection import (
 )
 from adpe.data.checks.layout import IGNORE_LABEL, read_classes, with_label_maps
 from adpe.data.classification import spaced, timm_transform
+from adpe.data.sources.bands import BandSource
 from adpe.data.sources.images import ImageSource
 from adpe.data.views.cutout import Cutout
 from adpe.errors import UserError
@@ -34,49 +35,44 @@ UNKNOWN = -1
 logger = logging.getLogger(__name__)
 
 
-class MultiLabelImages(Dataset):
-    """Images and the row of labels of each, under ``timm.data.create_transform``.
-
-    An image that cannot be read is an error: it has labels of its own. Random changes draw from the global generators.
+class LabelledRows(Dataset):
+    """What data sets with several labels an image share: the images that are named, and the row of labels of each.
 
     Attributes:
+        images: the source.
+        chosen: index in it of each image.
         classes: C names.
         targets: ``(N, C)`` int8: 1 present, 0 absent, -1 unknown.
 
     Args:
-        folder: of the images, searched recursively, or an archive; see :class:`adpe.data.sources.images.ImageSource`.
+        images: a source with `paths`, `path` and, for the record, `read`.
+        folder: that its paths begin with.
         names: N images in it.
         targets: their labels.
         classes: C names.
         said: where labels and names come from, for messages.
-        transform: options of ``timm.data.create_transform``.
-        cutout: share of the side of a rectangle that is painted over, before RandAugment; 0 for none.
-        rand_augment: torchvision's RandAugment with its defaults. With one of both, the image is first brought to
-            ``transform.input_size``, its aspect not kept.
         limit: images at most, evenly spaced.
 
     Raises:
-        UserError: for images that are not there, labels that say nothing, or a transform that timm does not know.
+        UserError: for images that are not there, or labels that say nothing.
     """
 
     def __init__(
         self,
+        images: ImageSource | BandSource,
         folder: PathLike,
         names: Sequence[str],
         targets: np.ndarray,
         classes: Sequence[str],
         said: str,
-        transform: Mapping[str, Any] | None = None,
-        cutout: float = 0.0,
-        rand_augment: bool = False,
         limit: int | None = None,
     ) -> None:
         if limit is not None and limit < 1:
             raise UserError(f"limit={limit!r}: expected a positive number of images, or None for all.")
         if not classes or not len(names):
             raise UserError(f"{said}: {len(names)} images and {len(classes)} classes: expected some of both.")
-        self.images = ImageSource(folder, on_corrupt="error")
-        at = {os.path.relpath(path, folder): index for index, path in enumerate(self.images.paths)}
+        self.images: Any = images
+        at = {os.path.relpath(path, folder): index for index, path in enumerate(images.paths)}
         lacking = [name for name in names if os.path.normpath(name) not in at]
         if lacking:
             raise UserError(
@@ -86,9 +82,6 @@ class MultiLabelImages(Dataset):
         kept = spaced(len(names), limit)
         self.chosen = [at[os.path.normpath(names[index])] for index in kept]
         self._targets, self.classes, self._said = targets[kept].astype(np.int8), tuple(classes), said
-        self.cutout, self.rand_augment = cutout, rand_augment
-        self.transform = timm_transform(transform or {})
-        self._augment = _augmentation(transform or {}, cutout, rand_augment)
 
     @property
     def targets(self) -> np.ndarray:
@@ -132,12 +125,55 @@ class MultiLabelImages(Dataset):
         """Path and labels of an item, without reading it."""
         return {"img_path": self.images.path(self.chosen[index]), "label": self._targets[index].tolist()}
 
+    def told(self, index: int) -> dict[str, Any]:
+        """`data_samples` of an item: `img_path` (str), `index` (here) and `label` ((C,) int64)."""
+        path = self.images.path(self.chosen[index])
+        return {"img_path": path, "index": index, "label": self._targets[index].astype(np.int64)}
+
+
+class MultiLabelImages(LabelledRows):
+    """Images and the row of labels of each, under ``timm.data.create_transform``.
+
+    An image that cannot be read is an error: it has labels of its own. Random changes draw from the global generators.
+
+    Args:
+        folder: of the images, searched recursively, or an archive; see :class:`adpe.data.sources.images.ImageSource`.
+        names: see :class:`LabelledRows`, as for `targets`, `classes`, `said` and `limit`.
+        targets: likewise.
+        classes: likewise.
+        said: likewise.
+        transform: options of ``timm.data.create_transform``.
+        cutout: share of the side of a rectangle that is painted over, before RandAugment; 0 for none.
+        rand_augment: torchvision's RandAugment with its defaults. With one of both, the image is first brought to
+            ``transform.input_size``, its aspect not kept.
+        limit: likewise.
+
+    Raises:
+        UserError: for images that are not there, labels that say nothing, or a transform that timm does not know.
+    """
+
+    def __init__(
+        self,
+        folder: PathLike,
+        names: Sequence[str],
+        targets: np.ndarray,
+        classes: Sequence[str],
+        said: str,
+        transform: Mapping[str, Any] | None = None,
+        cutout: float = 0.0,
+        rand_augment: bool = False,
+        limit: int | None = None,
+    ) -> None:
+        super().__init__(ImageSource(folder, on_corrupt="error"), folder, names, targets, classes, said, limit)
+        self.cutout, self.rand_augment = cutout, rand_augment
+        self.transform = timm_transform(transform or {})
+        self._augment = _augmentation(transform or {}, cutout, rand_augment)
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         """One sample.
 
         Returns:
-            `inputs`: (3, H, W) float32 normalised; `data_samples`: dict of `img_path` (str), `index` (here) and `label`
-            ((C,) int64).
+            `inputs`: (3, H, W) float32 normalised; `data_samples` as of `told`.
 
         Raises:
             CorruptImageError: for an image that cannot be read.
@@ -145,9 +181,32 @@ class MultiLabelImages(Dataset):
         image = self.images.open(self.chosen[index])
         if self._augment is not None:
             image = self._augment(image)
-        labels = self._targets[index].astype(np.int64)
-        told = {"img_path": self.images.path(self.chosen[index]), "index": index, "label": labels}
-        return {"inputs": self.transform(image), "data_samples": told}
+        return {"inputs": self.transform(image), "data_samples": self.told(index)}
+
+
+def coco_rows(path: Path, crowds: Crowds, label_policy: str) -> tuple[list[str], np.ndarray, tuple[str, ...]]:
+    """File names of the images of a COCO JSON, their labels ``(N, C)`` int8 and the names of the C categories.
+
+    Args:
+        path: of the JSON.
+        crowds: see :class:`AdPEMultiLabelCoco`.
+        label_policy: likewise.
+
+    Raises:
+        UserError: if the JSON is not as expected.
+    """
+    checked = checked_coco(path, label_policy, with_mask=False)
+    content = json.loads(checked.json.read_text(encoding="utf-8-sig"))
+    rows = {image["id"]: row for row, image in enumerate(content["images"])}
+    names = {category["id"]: category["name"] for category in content["categories"]}
+    columns = {name: column for column, name in enumerate(checked.classes)}
+    targets = np.zeros((len(rows), len(columns)), dtype=np.int8)
+    for crowd in (1, 0):  # an object on its own is present, whatever crowds there are
+        value = UNKNOWN if crowd and crowds == "unknown" else 1
+        for one in content["annotations"]:
+            if one.get("iscrowd", 0) == crowd:
+                targets[rows[one["image_id"]], columns[names[one["category_id"]]]] = value
+    return [image["file_name"] for image in content["images"]], targets, checked.classes
 
 
 @DATASETS.register_module()
@@ -183,20 +242,9 @@ class AdPEMultiLabelCoco(MultiLabelImages):
             raise UserError(f"crowds={crowds!r}: expected one of {', '.join(get_args(Crowds))}.")
         self.crowds = crowds
         root = existing_root(data_root)
-        checked = checked_coco(root / ann_file, label_policy, with_mask=False)
-        content = json.loads(checked.json.read_text(encoding="utf-8-sig"))
-        rows = {image["id"]: row for row, image in enumerate(content["images"])}
-        names = {category["id"]: category["name"] for category in content["categories"]}
-        columns = {name: column for column, name in enumerate(checked.classes)}
-        targets = np.zeros((len(rows), len(columns)), dtype=np.int8)
-        for crowd in (1, 0):  # an object on its own is present, whatever crowds there are
-            value = UNKNOWN if crowd and crowds == "unknown" else 1
-            for one in content["annotations"]:
-                if one.get("iscrowd", 0) == crowd:
-                    targets[rows[one["image_id"]], columns[names[one["category_id"]]]] = value
-        files = [image["file_name"] for image in content["images"]]
+        files, targets, classes = coco_rows(root / ann_file, crowds, label_policy)
         folder = existing_folder(root / data_prefix["img"])
-        super().__init__(folder, files, targets, checked.classes, str(checked.source), **options)
+        super().__init__(folder, files, targets, classes, str(root / ann_file), **options)
 
 
 @DATASETS.register_module()

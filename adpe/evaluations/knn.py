@@ -14,7 +14,7 @@ from torch import Tensor
 
 from adpe.errors import UserError
 from adpe.evaluations.base import Evaluation, Result, Subject
-from adpe.evaluations.features.frozen_encoder import pool_tokens
+from adpe.evaluations.features.frozen_encoder import block_tokens, pool_tokens
 from adpe.evaluations.metrics.accuracy import accuracy_of
 
 
@@ -78,10 +78,7 @@ class LayerKNN(KNN):
         encoder, prefix = model.backbone, model.backbone.num_prefix_tokens
         features, labels = [], []
         for images, samples in subject.batches(name):
-            maps = encoder.forward_intermediates(
-                images, return_prefix_tokens=True, norm=True, output_fmt="NLC", intermediates_only=True
-            )
-            tokens = [torch.cat([one[1], one[0]], dim=1) if prefix else one for one in maps]
+            tokens = block_tokens(encoder, images)
             features.append(torch.stack([pool_tokens(one, prefix, model.global_pool) for one in tokens]).float().cpu())
             labels.append(samples["label"])
         found = torch.cat(features, dim=1)

@@ -48,6 +48,7 @@ FROZEN = (
     "configs/imagenet/positions_vitb.py", "configs/multi_label/coco_vitb.py", "configs/multi_label/scenes.py",
     "configs/multi_label/scenes_linear.py", "configs/cifar10/shortcut.py",
     "configs/cifar10/pacmac.py", "configs/officehome_pacmac_vitb.py",
+    "configs/multi_label/bigearthnet_vits8.py", "configs/multi_label/scenes14.py",
 )  # fmt: skip
 
 # Built around the codes of a trained tokenizer; tests/methods/parti/test_image_sequences.py builds it.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from adpe.data.multiband_dataset import AdPEMultiBandDataset, bands_of_rgb
+from adpe.data.multiband_dataset import AdPEMultiBandDataset
+from adpe.data.sources.bands import bands_of_rgb
 from adpe.data.views.multiband import SENTINEL
+from adpe.engine.resolved_protocol.data import data_description
 from adpe.errors import UserError
 
 GROUPS = {"depth": [3], "colour": [0, 1, 2]}
@@ -100,3 +103,27 @@ def test_sources_that_cannot_be(tmp_path: Path, folder: Path):
         AdPEMultiBandDataset(tmp_path / "nothing", GROUPS)
     with pytest.raises(UserError, match="groups"):
         AdPEMultiBandDataset(folder, {"a": [0, 1], "b": [3]})
+
+
+def test_a_constant_sensor_is_told(folder: Path, caplog: pytest.LogCaptureFixture):
+    """Whatever its value; a sensor that differs between images alone is not constant."""
+    AdPEMultiBandDataset(folder, GROUPS, views=VIEWS)
+    assert not caplog.records
+    for number, path in enumerate(sorted(folder.rglob("*.npy"))):
+        image = np.load(path)
+        image[..., 3] = 7
+        image[..., :3] = number
+        np.save(path, image)
+    AdPEMultiBandDataset(folder, GROUPS, views=VIEWS)
+    (record,) = caplog.records
+    assert "depth is constant, [7]" in record.getMessage() and str(folder) in record.getMessage()
+
+
+def test_what_a_record_says_of_the_files_does_not_depend_on_where_they_are(folder: Path, tmp_path_factory):
+    copy = tmp_path_factory.mktemp("elsewhere") / "data"
+    shutil.copytree(folder, copy)
+    first, second = (data_description(AdPEMultiBandDataset(root, GROUPS, views=VIEWS)) for root in (folder, copy))
+    assert first == second and first["images"] == 3
+    np.save(copy / "a" / "1.npy", np.load(copy / "a" / "1.npy")[::-1])
+    other = data_description(AdPEMultiBandDataset(copy, GROUPS, views=VIEWS))
+    assert other["names"] == first["names"] and other["contents"] != first["contents"]

@@ -113,10 +113,12 @@ def draw_crop(height: int, width: int, scale: tuple[float, float], generator: ra
     return Crop((height - side) // 2, (width - side) // 2, side, side)
 
 
-def crop_and_resize(image: np.ndarray, crop: Crop, size: int) -> np.ndarray:
-    """A rectangle of bytes ``(H, W, C)`` to ``(size, size, C)``, OpenCV's bicubic (no antialias)."""
+def crop_and_resize(
+    image: np.ndarray, crop: Crop, size: tuple[int, int], interpolation: int = cv2.INTER_CUBIC
+) -> np.ndarray:
+    """A rectangle of bytes ``(H, W, C)`` to ``(*size, C)``, OpenCV's bicubic by default (no antialias)."""
     part = image[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
-    return _with_channels(cv2.resize(np.ascontiguousarray(part), (size, size), interpolation=cv2.INTER_CUBIC))
+    return _with_channels(cv2.resize(np.ascontiguousarray(part), size[::-1], interpolation=interpolation))
 
 
 def brightness(image: np.ndarray, factor: float, overflow: Overflow = "clip") -> np.ndarray:
@@ -235,7 +237,7 @@ class MultiBandViews:
 
     def view(self, image: np.ndarray, size: int, draw: ViewDraw) -> np.ndarray:
         """``(C, size, size)`` float32 in 0..1 of bytes ``(H, W, C)``."""
-        x = crop_and_resize(image, draw.crop, size)
+        x = crop_and_resize(image, draw.crop, (size, size))
         if draw.flip:
             x = np.ascontiguousarray(x[:, ::-1])
         if draw.brightness is not None:

@@ -115,9 +115,11 @@ def compared(own: dict[str, Any], task: dict[str, Any] | None) -> dict[str, Any]
     }
 
 
-def _pooling(model: Any) -> str | None:
-    """How one vector an image comes about, where the model has one."""
+def _pooling(model: Any, blocks: str | None) -> str | None:
+    """How one vector an image comes about, where the model has one; `blocks` is the config's option."""
     pooling = getattr(model, "global_pool", None)
+    if blocks not in (None, "last"):
+        pooling = f"{pooling} of {blocks} blocks"
     return pooling if getattr(model, "final_norm", True) else f"{pooling}, before the final norm"
 
 
@@ -196,7 +198,7 @@ def describe_evaluation(
         "head": evaluation.head,
         "crop": as_json(transform.get("input_size")),
         "crop_pct": transform.get("crop_pct"),
-        "pooling": _pooling(model),
+        "pooling": _pooling(model, cfg.model.get("blocks")),
         "split": dataset.get("split"),
         "images": [cfg[name].dataset.get("limit") for name in _DATA.values() if cfg.get(name)],
         **as_json(evaluation.facts()),

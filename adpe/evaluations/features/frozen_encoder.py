@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -10,6 +11,7 @@ from mmengine.registry import MODELS
 from torch import Tensor
 
 from adpe.errors import UserError
+from adpe.evaluations.heads.linear_head import Blocks, probed_blocks
 from adpe.models.backbones.saliency_vit import SaliencyViT
 from adpe.models.vit import VisionTransformer
 from adpe.transfer.backbones.initialisation import options_of_start, start_encoder
@@ -28,12 +30,26 @@ def pool_tokens(tokens: Tensor, num_prefix_tokens: int, global_pool: GlobalPool 
     return tokens[:, 0] if global_pool == "token" else tokens[:, num_prefix_tokens:].mean(dim=1)
 
 
+def block_tokens(
+    backbone: Any, images: Tensor, blocks: int | Sequence[int] | None = None, final_norm: bool = True
+) -> list[Tensor]:
+    """Prefix and patch tokens ``(B, K + N, D)`` after chosen blocks.
+
+    Args:
+        backbone: the encoder.
+        images: ``(B, C, H, W)``.
+        blocks: as `indices` of :meth:`adpe.VisionTransformer.forward_intermediates`.
+        final_norm: after the encoder's final norm, or before.
+    """
+    maps = backbone.forward_intermediates(
+        images, blocks, return_prefix_tokens=True, norm=final_norm, output_fmt="NLC", intermediates_only=True
+    )
+    return [torch.cat([one[1], one[0]], dim=1) if isinstance(one, tuple) else one for one in maps]
+
+
 def last_tokens(backbone: Any, images: Tensor, final_norm: bool) -> Tensor:
     """Prefix and patch tokens ``(B, K + N, D)`` after the last block, before or after the encoder's final norm."""
-    maps = backbone.forward_intermediates(
-        images, 1, return_prefix_tokens=True, norm=final_norm, output_fmt="NLC", intermediates_only=True
-    )[0]
-    return torch.cat([maps[1], maps[0]], dim=1) if isinstance(maps, tuple) else maps
+    return block_tokens(backbone, images, 1, final_norm)[0]
 
 
 class PooledEncoder(BaseModel):
@@ -50,6 +66,9 @@ class PooledEncoder(BaseModel):
             chooser keeps; ``type="attention"`` without ``encoder`` asks the checkpoint. None or {} for all patches.
         final_norm: pool after the encoder's final norm. MAE's class token tells more without it: 35.6 against 16.1 % by
             k-NN on ImageNet (billpsomas/efficient-probing, logs/mae_base/knn.txt).
+        blocks: whose pooled tokens are joined, the earlier block first; see
+            :func:`adpe.evaluations.heads.linear_head.probed_blocks`. "four_last" with the class token is what DINO's
+            (arXiv 2104.14294) and DINO-MM's (arXiv 2204.05381) linear probes read of a small ViT.
         options: of :class:`adpe.VisionTransformer`. What is left out, or None, is what the checkpoint says of itself.
 
     Raises:
@@ -64,6 +83,7 @@ class PooledEncoder(BaseModel):
         data_preprocessor: dict | None = None,
         saliency: dict | None = None,
         final_norm: bool = True,
+        blocks: Blocks = "last",
         **options: Any,
     ) -> None:
         super().__init__(data_preprocessor)
@@ -76,6 +96,8 @@ class PooledEncoder(BaseModel):
             else:
                 self.backbone = VisionTransformer(**given)
             pool_tokens(torch.zeros(1, 1, 1), self.backbone.num_prefix_tokens, global_pool)
+            # Private: a protocol has it from the config, where it is not the default.
+            self._blocks = probed_blocks(len(self.backbone.blocks), blocks)
         except (TypeError, ValueError) as error:
             raise UserError(f"{type(self).__name__}: {error}") from None
         self.global_pool: GlobalPool = global_pool
@@ -86,12 +108,16 @@ class PooledEncoder(BaseModel):
         start_encoder(self, self.backbone)
 
     def features(self, images: Tensor) -> Tensor:
-        """``(B, 3, H, W)`` to pooled features ``(B, D)``, after or before the encoder's final norm, if it has one."""
-        if self.final_norm:
-            tokens = self.backbone.forward_features(images)
+        """``(B, C, H, W)`` to pooled features ``(B, D)``, after or before the encoder's final norm, if it has one.
+
+        Of several blocks they are ``(B, blocks * D)``.
+        """
+        if self.final_norm and len(self._blocks) == 1:
+            every = [self.backbone.forward_features(images)]
         else:
-            tokens = last_tokens(self.backbone, images, False)
-        return pool_tokens(tokens, self.backbone.num_prefix_tokens, self.global_pool)
+            every = block_tokens(self.backbone, images, self._blocks, self.final_norm)
+        prefix = self.backbone.num_prefix_tokens
+        return torch.cat([pool_tokens(tokens, prefix, self.global_pool) for tokens in every], dim=1)
 
 
 @MODELS.register_module()
@@ -105,5 +131,5 @@ class AdPEFrozenEncoder(PooledEncoder):
 
     @torch.no_grad()
     def forward(self, inputs: Tensor, data_samples: Any = None, mode: str = "tensor") -> Tensor:
-        """Pooled features ``(B, D)`` float32 of ``(B, 3, H, W)`` normalised images."""
+        """Pooled features ``(B, D)`` float32 of ``(B, C, H, W)`` normalised images."""
         return self.features(inputs).float()

@@ -28,7 +28,10 @@ _PROBED = 8  # images of which it is seen whether their transform is random
 def tokens_of(model: nn.Module, images: Tensor, final_norm: bool) -> Tensor:
     """Class tokens and patch tokens ``(B, K + N, D)`` float32 after the last block, before or after the final norm."""
     backbone: Any = model.backbone
-    tokens = torch.cat([last_tokens(backbone, part, final_norm).float() for part in images.split(_CHUNK)])
+    return _finite(torch.cat([last_tokens(backbone, part, final_norm).float() for part in images.split(_CHUNK)]))
+
+
+def _finite(tokens: Tensor) -> Tensor:
     if not bool(torch.isfinite(tokens).all()):
         raise UserError("the encoder's tokens of a batch of images are not finite.")
     return tokens
@@ -38,6 +41,15 @@ def is_random(dataset: Any) -> bool:
     """Whether the images of a data set are transformed at random, as its first ones show."""
     indices = range(min(_PROBED, len(dataset)))
     return not all(torch.equal(dataset[i]["inputs"], dataset[i]["inputs"]) for i in indices)
+
+
+def refuse_random(subject: Subject, name: str) -> None:
+    """Raise UserError if the images of a loader, whose features are to be kept, are transformed at random."""
+    if is_random(subject.dataset(name)):
+        raise UserError(
+            f"evaluation.cached = True, but {name}_dataloader transforms images at random: they would be drawn "
+            "once. Set evaluation.cached=False, or a transform without is_training."
+        )
 
 
 class Progress:
@@ -111,14 +123,9 @@ class TrainingTokens:
             )
         self.kept: tuple[Tensor, Tensor] | None = None
         if cached:
-            if is_random(subject.dataset(name)):
-                raise UserError(
-                    f"evaluation.cached = True, but {name}_dataloader transforms images at random: they would be drawn "
-                    "once. Set evaluation.cached=False, or a transform without is_training."
-                )
+            refuse_random(subject, name)
             parts = [
-                (tokens_of(subject.model, images, final_norm).half().cpu(), self._labels(samples))
-                for images, samples in subject.batches(name)
+                (self._read(images).half().cpu(), self._labels(samples)) for images, samples in subject.batches(name)
             ]
             tokens, labels = (torch.cat(columns) for columns in zip(*parts, strict=True))
             self.kept = tokens[self.indices], labels[self.indices]
@@ -138,7 +145,28 @@ class TrainingTokens:
         workers = self.subject.loaders[self.name].num_workers
         for batch in DataLoader(dataset, self.batch_size, sampler=places, num_workers=workers, pin_memory=True):
             images = batch["inputs"].to(device, non_blocking=True)
-            yield tokens_of(self.subject.model, images, self.final_norm), self._labels(batch["data_samples"]).to(device)
+            yield self._read(images), self._labels(batch["data_samples"]).to(device)
+
+    def _read(self, images: Tensor) -> Tensor:
+        return tokens_of(self.subject.model, images, self.final_norm)
 
     def _labels(self, samples: Mapping[str, Any]) -> Tensor:
         return samples["label"] if self.labels is None else self.labels[samples["index"]]
+
+
+class TrainingFeatures(TrainingTokens):
+    """Pooled features ``(B, F)`` in the place of tokens, computed anew in every pass: for images that are augmented.
+
+    Args:
+        subject: as of :class:`TrainingTokens`, like the others.
+        name: likewise.
+        batch_size: likewise.
+        labels: likewise.
+    """
+
+    def __init__(self, subject: Subject, name: str, batch_size: int, labels: Tensor) -> None:
+        every = np.arange(len(subject.dataset(name)))
+        super().__init__(subject, name, every, batch_size, subject.model.final_norm, cached=False, labels=labels)
+
+    def _read(self, images: Tensor) -> Tensor:
+        return _finite(self.subject.model(images))

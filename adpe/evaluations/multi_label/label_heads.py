@@ -25,11 +25,13 @@ class LinearLabels(nn.Module):
         width: channels F.
         classes: C.
         init_std: of the linear layer.
+        batch_norm: False for the linear layer alone.
     """
 
-    def __init__(self, width: int, classes: int, init_std: float = 0.01) -> None:
+    def __init__(self, width: int, classes: int, init_std: float = 0.01, batch_norm: bool = True) -> None:
         super().__init__()
-        self.layers = probe_head(width, classes, init_std)
+        layers = probe_head(width, classes, init_std)
+        self.layers: nn.Module = layers if batch_norm else layers[1]
 
     def forward(self, features: Tensor) -> Tensor:
         """Features ``(B, F)`` to logits ``(B, 2, C)``."""

@@ -19,7 +19,7 @@ from torch import Tensor
 from adpe.errors import UserError
 from adpe.evaluations.attentive_probe import check_batch, finite
 from adpe.evaluations.base import Evaluation, Result, Subject
-from adpe.evaluations.features.tokens import Progress
+from adpe.evaluations.features.tokens import Progress, TrainingFeatures, refuse_random
 from adpe.evaluations.heads.dual_prompts import asymmetric_loss, known_labels, probabilities
 from adpe.evaluations.multi_label.label_heads import LinearLabels
 from adpe.evaluations.multi_label.metrics import average_precision, ranked_precision, threshold_scores
@@ -136,9 +136,11 @@ def train_heads(
 
 
 class MultiLabelProbe(MultiLabelEvaluation):
-    """A linear layer on pooled features, which are computed once: mean binary cross-entropy of the known labels.
+    """A linear layer on pooled features: mean binary cross-entropy of the known labels.
 
-    The recipe is that of DINO-MM's evaluation (arXiv 2204.05381): SGD, a cosine by epoch, no weight decay.
+    The recipe is that of DINO-MM's evaluation (arXiv 2204.05381): SGD, a cosine by epoch, no weight decay. Its layer
+    has no batch norm, its training images are cropped anew in every pass, and it reads the class tokens of four blocks:
+    ``batch_norm=False``, ``cached=False`` and the encoder's ``blocks="four_last"``.
 
     Args:
         epochs: passes over the training features.
@@ -149,6 +151,8 @@ class MultiLabelProbe(MultiLabelEvaluation):
         known: see :class:`MultiLabelEvaluation`, as for the next two.
         mask_seed: likewise.
         empty_classes: likewise.
+        batch_norm: before the linear layer, without affine parameters.
+        cached: features are computed once, of images that are not augmented; else in every pass.
     """
 
     head = "multi-label linear probe"
@@ -163,6 +167,8 @@ class MultiLabelProbe(MultiLabelEvaluation):
         known: float = 1.0,
         mask_seed: int | None = None,
         empty_classes: EmptyClasses = "skip",
+        batch_norm: bool = True,
+        cached: bool = True,
     ) -> None:
         super().__init__(known, mask_seed, empty_classes)
         if epochs < 1 or batch_size < 2 or not blr > 0:
@@ -172,9 +178,12 @@ class MultiLabelProbe(MultiLabelEvaluation):
             )
         self.epochs, self.blr, self.batch_size = epochs, blr, batch_size
         self.momentum, self.weight_decay = momentum, weight_decay
+        # Private, told among the facts: protocols without them stay as they were recorded.
+        self._batch_norm, self._cached = batch_norm, cached
 
     def facts(self) -> dict[str, Any]:
-        return {**super().facts(), "epochs": self.epochs, "batch": self.batch_size, "augmented": False}
+        own = {"epochs": self.epochs, "batch": self.batch_size, "augmented": not self._cached}
+        return {**super().facts(), **own, **({} if self._batch_norm else {"batch norm": False})}
 
     def check(self, data: Mapping[str, Any]) -> None:
         super().check(data)
@@ -183,17 +192,13 @@ class MultiLabelProbe(MultiLabelEvaluation):
     def run(self, subject: Subject) -> Result:
         targets, dataset = self.training_targets(subject), subject.dataset("val")
         torch.manual_seed(subject.seed)
-        (train, _), (test, _) = subject.features("train"), subject.features("val")
-        head = LinearLabels(train.shape[1], len(dataset.classes)).to(subject.device)
+        test, _ = subject.features("val")
+        data = self._batches(subject, targets)
+        width, classes = test.shape[1], len(dataset.classes)
+        head = LinearLabels(width, classes, batch_norm=self._batch_norm).to(subject.device)
         peak = self.blr * self.batch_size / 256
         groups = [{"params": head.parameters(), "peak": peak}]
         optimizer = torch.optim.SGD(groups, lr=peak, momentum=self.momentum, weight_decay=self.weight_decay)
-        steps = len(train) // self.batch_size
-
-        def passing(number: int) -> Iterator[tuple[Tensor, Tensor]]:
-            order = np.random.default_rng([subject.seed, number]).permutation(len(train))
-            for chosen in np.split(order[: steps * self.batch_size], steps):
-                yield train[chosen].to(subject.device), targets[chosen].to(subject.device)
 
         def loss_of(features: Tensor, labels: Tensor) -> Tensor:
             known = (labels >= 0).sum().clamp(min=1)
@@ -201,7 +206,7 @@ class MultiLabelProbe(MultiLabelEvaluation):
 
         progress = Progress(subject, {**vars(self), "labels": digest(targets)}, head, optimizer)
         train_heads(
-            subject, progress, Batches(steps, passing), self.epochs, loss_of,
+            subject, progress, data, self.epochs, loss_of,
             lambda epoch, peak: seamed_cosine(epoch, self.epochs, 0, peak, lag=0), "blr",
         )  # fmt: skip
         with torch.no_grad():
@@ -212,6 +217,22 @@ class MultiLabelProbe(MultiLabelEvaluation):
         micro = average_precision(scores.double().numpy()[known], dataset.targets[known] == 1)
         keep_classes(subject, dataset, {"linear": each})
         return Result({**metrics, "mAP_micro": micro}, per_image_of(scores, dataset))
+
+    def _batches(self, subject: Subject, targets: Tensor) -> Batches:
+        """Pooled features ``(B, F)`` and labels ``(B, C)`` on the device, in an order by (seed, pass)."""
+        if not self._cached:
+            anew = TrainingFeatures(subject, "train", self.batch_size, targets)
+            return Batches(anew.steps, anew.passing)
+        refuse_random(subject, "train")
+        features, _ = subject.features("train")
+        steps = len(features) // self.batch_size
+
+        def passing(number: int) -> Iterator[tuple[Tensor, Tensor]]:
+            order = np.random.default_rng([subject.seed, number]).permutation(len(features))
+            for chosen in np.split(order[: steps * self.batch_size], steps):
+                yield features[chosen].to(subject.device), targets[chosen].to(subject.device)
+
+        return Batches(steps, passing)
 
 
 def digest(targets: Tensor) -> str:

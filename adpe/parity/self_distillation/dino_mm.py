@@ -87,7 +87,8 @@ def _operations(case: GoldenCase) -> CaseResult:
             ours[name] = multiband.blur(image, float(case.arrays[f"input.sigma{number}"]))
         elif kind == "crop":
             crop = Crop(*map(int, _array(case, f"input.crop{number}")))
-            ours[name] = multiband.crop_and_resize(image, crop, case.options["crop_output"])
+            side = case.options["crop_output"]
+            ours[name] = multiband.crop_and_resize(image, crop, (side, side))
     return case.result({"outputs": largest_error(_error(v, _array(case, f"output.{n}")) for n, v in ours.items())})
 
 
