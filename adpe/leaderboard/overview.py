@@ -31,7 +31,7 @@ def overview(suite: Suite, records: Sequence[Mapping[str, Any]], confidence: flo
             for seed in suite.seeds:
                 record = latest.get(f"{slug(method.name)}/{slug(task)}/seed{seed}", {"metrics": {}})
                 value = short_names(record["metrics"]).get(name)
-                if is_defined(name, value):
+                if value is not None and is_defined(name, value):
                     found = values.setdefault((method.name, task, name), {})
                     found[seed] = float(value) * metric_of(name).scale
     if not values:
