@@ -56,7 +56,9 @@ def generated() -> str:
 def _told(suite: Suite, records: Sequence[Mapping[str, object]]) -> str:
     """What the suite is and how many of its runs have a record; nothing if none has."""
     declared = {run.name for run in expand(suite, Path(suite.name))}
-    done = declared & {str(record["run"]) for record in records if record.get("suite") == suite.name}
+    own = (suite.name, suite.shared_pretraining)
+    done = declared & {str(record["run"]) for record in records if record.get("suite") in own}
+    done = done if any(record.get("suite") == suite.name for record in records) else set()
     state = f"{len(done)} of {len(declared)} runs have been made."
     return f"{escape_markdown(suite.title, bold=True)}. {escape_markdown(suite.text)} {state}" if done else ""
 

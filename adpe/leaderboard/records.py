@@ -143,6 +143,8 @@ def record_fault(record: Any) -> str | None:
 def collect(folder: Path, target: Path) -> tuple[int, int, list[str]]:
     """Append the records of `folder` to `target`, with the paths of files told from `folder`.
 
+    Pretrainings that several suites share are left to their own folder beside it, so that they are collected once.
+
     Args:
         folder: of a suite's runs, with its ``records.jsonl``.
         target: file of records; a record that it has already stays as it is.
@@ -156,7 +158,13 @@ def collect(folder: Path, target: Path) -> tuple[int, int, list[str]]:
     source = folder / "records.jsonl"
     if not source.is_file():
         raise UserError(f"{source} does not exist: expected the folder of a suite, such as work_dirs/suites/small.")
-    records, faults = read_records(source)
+    found, faults = read_records(source)
+    records = [
+        record
+        for record in found
+        if record.get("suite") in (None, folder.name)
+        or not (folder.parent / str(record["suite"]) / "records.jsonl").is_file()
+    ]
     added = 0
     for record in records:
         paths = {name: _told_from(folder, record[name]) for name in _FILES if record.get(name)}

@@ -6,6 +6,7 @@ import csv
 import io
 import re
 import statistics
+import string
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -81,12 +82,13 @@ def body(table: Table) -> list[list[Entry]]:
     """Cells of every row that is a result, in the order of `header`; ``str`` adds a cell's notes in brackets."""
     shown = _columns(table)
     compared = {name for name in table.metrics if _has_difference(table, name)}
+    marks = _marks(table)
     lines = []
     for row in table.results:
         line = [Entry(row.protocol)] * shown.protocol + [Entry(row.method)]
         line += [Entry(row.backbone or "")] * shown.backbone + [Entry(row.pretraining or "")] * shown.pretraining
         line += [Entry(row.start or "")] * shown.start + [Entry(row.sweep or "")] * shown.sweep
-        line += [Entry(row.own or "")] * shown.own
+        line += [Entry(marks[row.own] if row.own else "")] * shown.own
         line += [Entry(str(len(row.seeds)), number=len(row.seeds)) if row.kind == OURS else Entry("")] * shown.seeds
         for name in table.metrics:
             line.append(value_entry(name, row.cells.get(name)))
@@ -176,11 +178,21 @@ def notes(table: Table) -> list[str]:
         lines.append(
             "Own settings: in what the protocol of a row differs from its letter's, by its authors or its file."
         )
+        lines += [f"({mark}) {text}." for text, mark in _marks(table).items()]
     if len({row.protocol for row in table.results}) > 1:
         lines.append("Different protocols: their rows are not comparable with one another.")
     if any(row.author_verified for row in table.results):
         lines.append("Author-verified: the method's authors confirmed the row.")
     return lines
+
+
+def _marks(table: Table) -> dict[str, str]:
+    """Settings of their own that rows have -> the letter that stands for them: many rows have the same."""
+    marks: dict[str, str] = {}
+    for row in table.results:
+        if row.own:
+            marks.setdefault(row.own, string.ascii_lowercase[len(marks) % 26] * (1 + len(marks) // 26))
+    return marks
 
 
 def _power(table: Table) -> list[str]:

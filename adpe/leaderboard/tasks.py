@@ -23,6 +23,7 @@ class Metric:
         higher_is_better: direction of the ranking.
         digits: decimals shown.
         floor: shown value up to which nothing was learnt.
+        neutral: it describes an encoder; neither higher nor lower is better, and none is marked as the best.
         by_class: a constant prediction may reach 100 / classes, which is the floor where their number is known.
     """
 
@@ -33,6 +34,7 @@ class Metric:
     digits: int = 2
     floor: float = 0.0
     by_class: bool = False
+    neutral: bool = False
 
     def floor_of(self, classes: int | None) -> float:
         """Shown value up to which nothing was learnt, on data of so many classes (None: not recorded)."""
@@ -68,9 +70,9 @@ METRICS: dict[str, Metric] = {
         for kind, label in (("bbox", "box"), ("segm", "mask"))
         for suffix, shown in {"": "", "_50": "50", "_75": "75", "_s": " small", "_m": " medium", "_l": " large"}.items()
     },
-    "position_R2": Metric("R² of position", unit="", digits=3),
-    "position_R2_max": Metric("R² of position, best block", unit="", digits=3),
-    "attention_distance": Metric("attention distance", unit="patches"),
+    "position_R2": Metric("R² of position", unit="", digits=3, neutral=True),
+    "position_R2_max": Metric("R² of position, best block", unit="", digits=3, neutral=True),
+    "attention_distance": Metric("attention distance", unit="patches", neutral=True),
     "clean_top1": Metric("top-1"),
     "source_top1": Metric("top-1 of the source class"),
     "asr": Metric("attack success", higher_is_better=False),

@@ -171,13 +171,13 @@ def test_a_further_seed_tells_what_differs_from_the_first(tmp_path: Path, pictur
     found = records()
     page_of(tmp_path / "index.html", picture, found)
     sections = (tmp_path / "index.html").read_text().split('<details id="run-')[1:]
-    assert "<dt>task</dt>" in sections[0] and 'as in <a href="#run-1">' not in sections[0]
-    assert "<dt>task</dt>" not in sections[1] and 'as in <a href="#run-1">AdPE pretrained 0 112</a>' in sections[1]
-    assert "<dt>seed</dt><dd>1</dd>" in sections[1] and "<dt>mIoU</dt><dd>42.00</dd>" in sections[1]
+    assert "<dt>task<dd>" in sections[0] and 'as in <a href="#run-1">' not in sections[0]
+    assert "<dt>task<dd>" not in sections[1] and 'as in <a href="#run-1">AdPE pretrained 0 112</a>' in sections[1]
+    assert "<dt>seed<dd>1\n" in sections[1] and "<dt>mIoU<dd>42.00\n" in sections[1]
     # A record with other fields than the first is told in full.
     page_of(tmp_path / "index.html", picture, [found[0], found[1] | {"precision": "bfloat16"}])
     sections = (tmp_path / "index.html").read_text().split('<details id="run-')[1:]
-    assert "<dt>task</dt>" in sections[1] and "<dt>precision</dt>" in sections[1]
+    assert "<dt>task<dd>" in sections[1] and "<dt>precision<dd>" in sections[1]
 
 
 def test_curves_are_valid_json_with_gaps_for_nan(tmp_path: Path, picture: Picture) -> None:

@@ -111,7 +111,7 @@ def test_a_method_with_settings_of_its_own_is_ranked_under_a_mark() -> None:
     ]  # fmt: skip
     assert table.rows[0].cells["mIoU"].difference.mean == 2.5  # type: ignore[union-attr]
     board = build_leaderboard(records, baseline="MAE")
-    assert "| RPE | pretrained | batch 4096 against 16; " in to_markdown(board)
+    assert "| RPE | pretrained | a | " in to_markdown(board) and "(a) batch 4096 against 16; " in to_markdown(board)
     assert "Own settings" in to_markdown(board) and "batch 4096 against 16" in to_csv(board)
     # The letter is headed by the task's protocol, whoever comes first.
     assert only(records[::-1], baseline="MAE").protocols["A"]["batch"] == 16

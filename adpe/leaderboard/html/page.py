@@ -31,7 +31,9 @@ from adpe.leaderboard.tasks import metric_of, show_metric
 _FOLDER = Path(__file__).parent
 _MOST_POINTS = 1000
 # What the seeds of a row have in common.
-_ROW = ("suite", "method", "task", "dataset", "start", "sweep", "fingerprint")
+_KIND = ("suite", "task", "dataset")
+# Letters of a hash that are shown: enough to find the record that has the whole.
+_HASH = 12
 # Columns of text that may be long, and from how many letters on it is: two lines are shown, the rest on hover.
 _LONG, _SHORT = ("Pretraining", "Own settings", "Source"), 24
 
@@ -115,6 +117,7 @@ def write_page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": True, "separators": (",", ":")}
     html = environment.get_template("page_template.html").render(
         title=title,
         introduction=introduction,
@@ -150,6 +153,12 @@ def facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
             lines += [(metric_of(name).label, show_metric(name, number)) for name, number in value.items()]
         elif key == "protocol":
             lines.append((key, plain(value.get("facts", value))))
+        elif key.endswith("sha256"):
+            lines.append((key.replace("_", " "), str(value)[:_HASH]))
+        elif key in ("checkpoint", "per_image"):
+            lines.append((key.replace("_", " "), str(value).removeprefix(f"{record.get('run')}/")))
+        elif key == "pretrained_from" and isinstance(value, Mapping):
+            lines.append(("pretrained from", plain({k: v for k, v in value.items() if k != "config_sha256"})))
         elif key == "own":
             lines.append(("own settings", own_settings(record) or ""))
         else:
@@ -271,14 +280,13 @@ def _picture(picture: Picture, embedded: dict[str, int]) -> dict[str, Any]:
 
 
 def _runs(runs: Sequence[Run], embedded: dict[str, int]) -> list[dict[str, Any]]:
-    """Every run's section; a further seed of a row tells what differs from the first, which it names."""
-    first: dict[str, tuple[int, Run]] = {}
+    """Every run's section; a further one of a suite's task tells what differs from the first, which it names."""
+    first: dict[tuple[Any, ...], tuple[int, Run]] = {}
     sections = []
     for number, run in enumerate(runs, start=1):
-        row = str([run.record.get(name) for name in _ROW])
-        other = first.setdefault(row, (number, run))
-        alike = [name for name, _ in facts(other[1].record)] == [name for name, _ in facts(run.record)]
-        sections.append(_run(run, embedded, other if alike and other[0] != number else None))
+        kind = (*(run.record.get(name) for name in _KIND), *(name for name, _ in facts(run.record)))
+        other = first.setdefault(kind, (number, run))
+        sections.append(_run(run, embedded, other if other[0] != number else None))
     return sections
 
 

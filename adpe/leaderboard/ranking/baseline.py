@@ -75,7 +75,7 @@ def rank_rows(table: Table) -> None:
                 table.unlearnt.append(f"Nothing was learnt{under}: {nothing}.")
                 for cell in cells:
                     cell.difference = None
-            elif len(cells) > 1:
+            elif len(cells) > 1 and not metric_of(name).neutral:
                 best = (max if metric_of(name).higher_is_better else min)(means)
                 for cell in cells:
                     cell.is_best = cell.summary is not None and cell.summary.mean == best

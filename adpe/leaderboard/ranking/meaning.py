@@ -43,7 +43,9 @@ def _of_metric(name: str, rows: Sequence[Row], under: str) -> Iterator[str]:
     doubtful = [row.name for row, one in differences if not one.is_clear]
     parts = [
         f"{_names(names)} {word} than {baseline} by more than seed noise"
-        for names, word in ((better, "better"), (worse, "worse"))
+        for names, word in zip(
+            (better, worse), ("higher", "lower") if metric.neutral else ("better", "worse"), strict=True
+        )
         if names
     ]
     if doubtful:

@@ -160,7 +160,7 @@ def seed_row(
     row.author_verified = all(record.get("author_verified") is True for record in row.records)
     row.backbone = facts(row.records[0]).get("backbone")
     epochs = row.records[0].get("pretraining_epochs")
-    row.pretraining = f"{epochs} epochs" if epochs else None
+    row.pretraining = _epochs(epochs)
     notes: list[int] = []
 
     def report(sentence: str) -> int:
@@ -224,8 +224,12 @@ def published_row(entry: Mapping[str, Any], protocol: str) -> Row:
     }
     data, epochs = entry["pretraining"]["data"], entry["pretraining"]["epochs"]
     extra = entry.get("extra_data", "none")
-    parts = (data, f"{epochs} epochs" if epochs else None, None if extra == "none" else f"extra: {extra}")
+    parts = (data, _epochs(epochs), None if extra == "none" else f"extra: {extra}")
     return Row(
         entry["method"], None, entry["kind"], protocol, cells, source=entry["source"], note=entry.get("note"),
         backbone=entry["backbone"], pretraining=", ".join(filter(None, parts)),
     )  # fmt: skip
+
+
+def _epochs(number: Any) -> str | None:
+    return f"{number} epoch{'' if number == 1 else 's'}" if number else None
