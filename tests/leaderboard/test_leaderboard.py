@@ -218,6 +218,13 @@ def test_duplicates_are_reported_and_the_last_one_counts() -> None:
     assert row(leaderboard, "AdPE (pretrained)").cells["mIoU"].values == {0: 41.0, 1: 42.0, 2: 44.5}
 
 
+def test_two_suites_that_agree_on_an_encoder_are_no_duplicates() -> None:
+    one = record("random", 0, suite="a", pretrained_sha256="x")
+    assert build_leaderboard([one, {**one, "suite": "b"}]).problems == []
+    for other in ({"pretrained_sha256": "y"}, {"metrics": {"mIoU": 1.0}}):
+        assert "duplicate for seed 0" in build_leaderboard([one, {**one, "suite": "b", **other}]).problems[0]
+
+
 def test_seeds_that_a_row_lacks_and_settings_that_differ_are_reported() -> None:
     records = [*three_seeds()[:5], record("pretrained", 3, 41.0, precision="bfloat16")]
     problems = build_leaderboard(records).problems

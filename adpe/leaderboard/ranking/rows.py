@@ -173,7 +173,7 @@ def seed_row(
         if not isinstance(seed, int) or isinstance(seed, bool):
             notes.append(report(f"{observation.run} has no seed ({seed!r}); left out of the mean."))
             continue
-        if seed in by_seed:
+        if seed in by_seed and not _confirms(observation.record, by_seed[seed].record):
             same = observation.record == by_seed[seed].record
             what = "the same record twice" if same else f"{by_seed[seed].run} and {observation.run}"
             notes.append(report(f"duplicate for seed {seed}: {what}; the last one written is used."))
@@ -229,6 +229,13 @@ def published_row(entry: Mapping[str, Any], protocol: str) -> Row:
         entry["method"], None, entry["kind"], protocol, cells, source=entry["source"], note=entry.get("note"),
         backbone=entry["backbone"], pretraining=", ".join(filter(None, parts)),
     )  # fmt: skip
+
+
+def _confirms(record: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether another suite has evaluated the same encoder, with the same result."""
+    return record.get("suite") != other.get("suite") and all(
+        record.get(name) == other.get(name) for name in ("pretrained_sha256", "metrics")
+    )
 
 
 def _epochs(number: Any) -> str | None:
