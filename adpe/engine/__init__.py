@@ -8,6 +8,7 @@ from adpe.data import multiband_dataset as _multiband_dataset  # noqa: F401
 from adpe.engine import pretraining as pretraining
 from adpe.engine import runner as runner
 from adpe.engine.hooks import checkpointing as checkpointing
+from adpe.engine.hooks import expected_loss as expected_loss
 from adpe.engine.hooks import guards as guards
 from adpe.engine.hooks import label_guard as label_guard
 from adpe.engine.hooks import recording as recording

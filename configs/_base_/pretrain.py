@@ -51,10 +51,13 @@ optim_wrapper = dict(
     paramwise_cfg=dict(adversary_lr=adversary_lr),
 )
 train_cfg = dict(by_epoch=True, max_epochs=epochs)
+# Epochs and mean losses of a published run, which ours are compared with (adpe/engine/hooks/expected_loss.py).
+expected_loss = None
 custom_hooks = [
     dict(type="AdPEEpochHook"),
     dict(type="AdPEVisualizationHook", interval=10),
     dict(type="AdPEExportHook"),
+    *([dict(type="AdPEExpectedLossHook", curve=expected_loss)] if expected_loss else []),
 ]
 record = dict(
     method=(

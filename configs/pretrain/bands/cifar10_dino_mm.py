@@ -14,6 +14,7 @@ effective_batch = 512
 lr = 1e-3
 sensor_drop = 0.5
 precision = "auto"
+expected_loss = None
 model = dict(model="adpe_vit_tiny_patch4", img_size=32, prototypes=1024, hidden=512, bottleneck=128)
 train_dataloader = dict(
     batch_size=128,

@@ -22,6 +22,7 @@ local_views = 2
 teacher_temp = 0.01
 center_momentum = 0.5
 precision = "auto"
+expected_loss = None
 model = dict(
     drop_path_rate=0.0,
     prototypes=1024,
