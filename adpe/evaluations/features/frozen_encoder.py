@@ -38,7 +38,7 @@ def block_tokens(
     Args:
         backbone: the encoder.
         images: ``(B, C, H, W)``.
-        blocks: as `indices` of :meth:`adpe.VisionTransformer.forward_intermediates`.
+        blocks: as `indices` of ``forward_intermediates`` of :class:`adpe.models.vit.VisionTransformer`.
         final_norm: after the encoder's final norm, or before.
     """
     maps = backbone.forward_intermediates(
