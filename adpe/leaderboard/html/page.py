@@ -21,7 +21,7 @@ from PIL import Image, UnidentifiedImageError
 
 from adpe.errors import UserError
 from adpe.files import atomic_write
-from adpe.leaderboard.protocol import own_settings, plain
+from adpe.leaderboard.protocol import plain
 from adpe.leaderboard.ranking import Leaderboard
 from adpe.leaderboard.ranking.meaning import meaning
 from adpe.leaderboard.ranking.rows import Row, Table
@@ -34,6 +34,10 @@ _MOST_POINTS = 1000
 _KIND = ("suite", "task", "dataset")
 # Letters of a hash that are shown: enough to find the record that has the whole.
 _HASH = 12
+# What serves programs, which read the records themselves, and what stands beside the tables already.
+_LEFT_OUT = (
+    "schema", "run", "checkpoint", "checkpoint_sha256", "per_image", "per_image_sha256", "task_fingerprint", "own",
+)  # fmt: skip
 # Columns of text that may be long, and from how many letters on it is: two lines are shown, the rest on hover.
 _LONG, _SHORT = ("Pretraining", "Own settings", "Source"), 24
 
@@ -96,13 +100,15 @@ def write_page(
         introduction: paragraphs below the heading.
         charts: curves of several runs together.
         pictures: of the whole comparison.
-        runs: one section each, linked from the seeds of its row.
+        runs: one section each, linked from the seeds of its row; without those that have nothing to show, such as
+            pretrainings of which only the record is left.
 
     Raises:
         UserError: if a picture is missing or not an image.
     """
     script = (_FOLDER / "page.js").read_text(encoding="utf-8")
     embedded: dict[str, int] = {}
+    runs = [run for run in runs if run.record.get("metrics") or run.charts or run.pictures]
     sections = {
         "leaderboard": ("Leaderboard", leaderboard.tables),
         "reported": ("Reported", leaderboard.problems),
@@ -140,7 +146,7 @@ def facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     """A record's fields as a reader wants them: units written out, mappings on one line, empty ones left out."""
     lines = []
     for key, value in record.items():
-        if key in ("schema", "run") or value is None or value == {}:
+        if key in _LEFT_OUT or value is None or value == {}:
             continue
         if key == "wall_time_s":
             minutes, seconds = divmod(round(float(value)), 60)
@@ -155,12 +161,8 @@ def facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
             lines.append((key, plain(value.get("facts", value))))
         elif key.endswith("sha256"):
             lines.append((key.replace("_", " "), str(value)[:_HASH]))
-        elif key in ("checkpoint", "per_image"):
-            lines.append((key.replace("_", " "), str(value).removeprefix(f"{record.get('run')}/")))
         elif key == "pretrained_from" and isinstance(value, Mapping):
             lines.append(("pretrained from", plain({k: v for k, v in value.items() if k != "config_sha256"})))
-        elif key == "own":
-            lines.append(("own settings", own_settings(record) or ""))
         else:
             lines.append((key.replace("_", " "), plain(value)))
     return lines
