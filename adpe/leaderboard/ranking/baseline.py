@@ -50,6 +50,10 @@ def compare_rows(table: Table, baselines: Sequence[str], confidence: float, prob
                 other = reference.cells.get(name)
                 if row is not reference and cell.values and other is not None and other.values:
                     cell.difference = seed_difference(cell.values, other.values, confidence)
+        # A row that no other is compared with is no baseline.
+        used = {row.baseline for row in rows if not row.is_baseline}
+        for row in rows:
+            row.is_baseline = row.is_baseline and row.name in used
 
 
 def rank_rows(table: Table) -> None:
