@@ -48,46 +48,52 @@ NAMES: dict[str, tuple[str, dict[str, Any]]] = {
     },
 }
 
-# Folder that configs were moved to -> their names there; what they were called before follows from `_old_name`.
+# Folder that configs were moved to -> what their paths began with before, and their names.
 _ROOMS = {
     "cifar10": (
-        "attentive backdoor backdoor_finetuned ep finetune knn knn_layers linear logistic pacmac positions shortcut"
+        "cifar10_",
+        "attentive backdoor backdoor_finetuned ep finetune knn knn_layers linear logistic pacmac positions shortcut",
     ),
     "imagenet": (
-        "attentive_vitb ep_vitb finetune_vitb finetune_vith finetune_vitl knn_vitb linear_vitb "
-        "linear_vitl lowshot_vitb positions_vitb"
+        "imagenet_",
+        "attentive_vitb ep_vitb finetune_vitb finetune_vith finetune_vitl knn_vitb linear_vitb linear_vitl "
+        "lowshot_vitb positions_vitb",
     ),
-    "dense": ("ade20k_eomt_vitb ade20k_eomt_vitl ade20k_knn_vitb ade20k_linear_finetune_vitb ade20k_linear_vitb"),
-    "multi_label": "coco_vitb scenes scenes_linear",
+    "dense": ("", "ade20k_eomt_vitb ade20k_eomt_vitl ade20k_knn_vitb ade20k_linear_finetune_vitb ade20k_linear_vitb"),
     "pretrain/masks": (
+        "pretrain/",
         "cifar10_crossmae cifar10_hpm cifar10_mae_plus_blocks cifar10_mae_plus_colormask cifar10_semmae "
-        "crossmae_vitb_800e hpm_vitb_200e hpm_vitb_800e mae_colormask_vitb_800e pixio_vith_400e "
-        "semmae_vitb_800e"
+        "crossmae_vitb_800e hpm_vitb_200e hpm_vitb_800e mae_colormask_vitb_800e pixio_vith_400e semmae_vitb_800e",
     ),
     "pretrain/positions": (
-        "cifar10_cropped_positions cifar10_droppos cifar10_ijepa_stop cifar10_mae_plus_stop "
-        "droppos_vitb_800e ijepa_stop_vitb_600e mae_plus_stop_vitb_400e"
+        "pretrain/",
+        "cifar10_cropped_positions cifar10_droppos cifar10_ijepa_stop cifar10_mae_plus_stop droppos_vitb_800e "
+        "ijepa_stop_vitb_600e mae_plus_stop_vitb_400e",
     ),
     "pretrain/self_distillation": (
-        "cifar10_dino cifar10_sdssl_byol cifar10_sdssl_moco cifar10_sdssl_simclr cifar10_selfpatch "
-        "dino_vits_300e sdssl_byol_vitb_300e sdssl_moco_vitb_300e sdssl_simclr_vitb_300e "
-        "selfpatch_vits_300e"
+        "pretrain/",
+        "cifar10_dino cifar10_sdssl_byol cifar10_sdssl_moco cifar10_sdssl_simclr cifar10_selfpatch dino_vits_300e "
+        "sdssl_byol_vitb_300e sdssl_moco_vitb_300e sdssl_simclr_vitb_300e selfpatch_vits_300e",
     ),
-    "pretrain/bands": "cifar10_dino_mm dino_mm_vits8_100e",
-    "pretrain/targets": "cifar10_mapet cifar10_mfm mapet_vitb_300e mfm_r50_300e mfm_vitb_300e",
+    "pretrain/bands": ("pretrain/", "cifar10_dino_mm dino_mm_vits8_100e"),
+    "pretrain/targets": ("pretrain/", "cifar10_mapet cifar10_mfm mapet_vitb_300e mfm_r50_300e mfm_vitb_300e"),
+    "_base_/classification": (
+        "_base_/",
+        "cifar10_classification imagenet_classification imagenet_finetune imagenet_linear",
+    ),
+    "_base_/pretraining": ("_base_/pretrain_", "cifar10 dino dino_cifar10 photos112 sdssl sdssl_cifar10"),
 }
-
-
-def _old_name(folder: str, name: str) -> str:
-    if folder.startswith("pretrain/"):
-        return f"pretrain/{name}.py"
-    if folder == "multi_label":
-        return "coco_multilabel_vitb.py" if name == "coco_vitb" else name.replace("scenes", "scenes_multilabel") + ".py"
-    return f"{name}.py" if folder == "dense" else f"{folder}_{name}.py"
-
-
 # Path of an earlier version to today's, both below configs/.
-MOVED = {_old_name(folder, name): f"{folder}/{name}.py" for folder, names in _ROOMS.items() for name in names.split()}
+MOVED = {
+    "coco_multilabel_vitb.py": "multi_label/coco_vitb.py",
+    "scenes_multilabel.py": "multi_label/scenes.py",
+    "scenes_multilabel_linear.py": "multi_label/scenes_linear.py",
+    **{
+        f"{before}{name}.py": f"{folder}/{name}.py"
+        for folder, (before, names) in _ROOMS.items()
+        for name in names.split()
+    },
+}
 
 
 def named(path: Path) -> tuple[str, dict[str, Any]] | None:

@@ -1,6 +1,6 @@
 """MAE, one crop of 32 pixels per image, ViT-Tiny on CIFAR-10.
 
-Reproduces: no published number; the recipe is _base_/pretrain_cifar10.py, the published one scaled down.
+Reproduces: no published number; the recipe is _base_/pretraining/cifar10.py, the published one scaled down.
 Cost: not measured.
 Command: python tools/train.py configs/pretrain/cifar10_mae.py --cfg-options data_root=ARCHIVE
 """

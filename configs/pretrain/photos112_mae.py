@@ -1,6 +1,6 @@
 """MAE, one crop of 112 pixels per image, ViT-Tiny on small photographs.
 
-Reproduces: no published number; the recipe is _base_/pretrain_photos112.py, the published one scaled down.
+Reproduces: no published number; the recipe is _base_/pretraining/photos112.py, the published one scaled down.
 Cost: not measured.
 Command: python tools/train.py configs/pretrain/photos112_mae.py --cfg-options data_root=FOLDER
 """

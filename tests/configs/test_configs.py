@@ -102,7 +102,8 @@ def test_a_name_is_its_recipe_with_options(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["imagenet_finetune_vitb", "ade20k_linear_vitb", "scenes_multilabel_linear",
-                                  "coco_multilabel_vitb", "pretrain/sdssl_moco_vitb_300e"])  # fmt: skip
+                                  "coco_multilabel_vitb", "pretrain/sdssl_moco_vitb_300e",
+                                  "_base_/pretrain_cifar10", "_base_/imagenet_finetune"])  # fmt: skip
 def test_an_earlier_name_is_the_config_of_today(name: str) -> None:
     assert read_config(f"configs/{name}.py").to_dict() == read_config(FOLDER / MOVED[f"{name}.py"]).to_dict()
 

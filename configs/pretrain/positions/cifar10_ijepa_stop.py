@@ -2,7 +2,7 @@
 
 Options: position_noise_std=0.25 (None is I-JEPA without the noise).
 Reproduces: no published number; the recipe is configs/pretrain/positions/ijepa_stop_vitb_600e.py scaled down, with the
-learning rate of _base_/pretrain_cifar10.py.
+learning rate of _base_/pretraining/cifar10.py.
 Cost: not measured.
 Command: python tools/train.py configs/pretrain/positions/cifar10_ijepa_stop.py --cfg-options data_root=ARCHIVE
 """
