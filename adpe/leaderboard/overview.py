@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from adpe.leaderboard.tables import escape_markdown
+from adpe.leaderboard.ranking.rows import Cell
+from adpe.leaderboard.tables import difference_text, escape_markdown, value_entry
 from adpe.leaderboard.tasks import is_defined, metric_of, short_names
 from adpe.leaderboard.uncertainty.seeds import seed_difference, summarise
-from adpe.suites.suite import Suite, slug
+from adpe.suites.suite import Suite, expand
 
 
 def overview(suite: Suite, records: Sequence[Mapping[str, Any]], confidence: float = 0.95) -> str:
@@ -26,14 +28,13 @@ def overview(suite: Suite, records: Sequence[Mapping[str, Any]], confidence: flo
     """
     latest = {str(record["run"]): record for record in records if record.get("suite") == suite.name}
     values: dict[tuple[str, str, str], dict[int, float]] = {}
-    for method in suite.methods:
+    for run in expand(suite, Path(suite.name)):
+        found = short_names(latest[run.name]["metrics"]) if run.sweep is None and run.name in latest else {}
         for task, name in suite.overview:
-            for seed in suite.seeds:
-                record = latest.get(f"{slug(method.name)}/{slug(task)}/seed{seed}", {"metrics": {}})
-                value = short_names(record["metrics"]).get(name)
-                if value is not None and is_defined(name, value):
-                    found = values.setdefault((method.name, task, name), {})
-                    found[seed] = float(value) * metric_of(name).scale
+            value = found.get(name)
+            if task == run.task and value is not None and is_defined(name, value):
+                cell = values.setdefault((run.method, task, name), {})
+                cell[run.seed] = float(value) * metric_of(name).scale
     if not values:
         return ""
     first = suite.methods[0].name
@@ -59,14 +60,10 @@ def _title(name: str) -> str:
     return metric.label if metric.higher_is_better else f"{metric.label} (lower is better)"
 
 
-def _cell(own: Mapping[int, float], other: Mapping[int, float] | None, name: str, confidence: float) -> str:
-    digits = metric_of(name).digits
-    summary = summarise(list(own.values()), confidence)
-    text = f"{summary.mean:.{digits}f}" + ("" if summary.std is None else f" ± {summary.std:.{digits}f}")
+def _cell(own: dict[int, float], other: Mapping[int, float] | None, name: str, confidence: float) -> str:
+    text = str(value_entry(name, Cell(own, summarise(list(own.values()), confidence))))
     if not other:
         return text
-    found = seed_difference(own, other, confidence)
-    change = f"{found.mean:+.{digits}f}"
-    if found.low is not None and found.high is not None:
-        change += f" ({found.low:+.{digits}f} to {found.high:+.{digits}f})"
-    return f"{text}<br>{f'**{change}**' if found.is_clear else change}"
+    difference = seed_difference(own, other, confidence)
+    change = difference_text(name, difference)
+    return f"{text}<br>{f'**{change}**' if difference.is_clear else change}"

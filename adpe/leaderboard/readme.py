@@ -56,11 +56,13 @@ def generated() -> str:
 def _told(suite: Suite, records: Sequence[Mapping[str, object]]) -> str:
     """What the suite is and how many of its runs have a record; nothing if none has."""
     declared = {run.name for run in expand(suite, Path(suite.name))}
-    own = (suite.name, suite.shared_pretraining)
-    done = declared & {str(record["run"]) for record in records if record.get("suite") in own}
-    done = done if any(record.get("suite") == suite.name for record in records) else set()
+    done = declared & {str(record["run"]) for record in records if record.get("suite") == suite.name}
+    if not done:
+        return ""
+    shared = suite.shared_pretraining
+    done |= declared & {str(record["run"]) for record in records if shared and record.get("suite") == shared}
     state = f"{len(done)} of {len(declared)} runs have been made."
-    return f"{escape_markdown(suite.title, bold=True)}. {escape_markdown(suite.text)} {state}" if done else ""
+    return f"{escape_markdown(suite.title, bold=True)}. {escape_markdown(suite.text)} {state}"
 
 
 def render(text: str) -> str:

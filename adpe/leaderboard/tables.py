@@ -18,7 +18,7 @@ from adpe.leaderboard.ranking.meaning import meaning
 from adpe.leaderboard.ranking.rows import OURS, Cell, Row, Table
 from adpe.leaderboard.tasks import metric_of
 from adpe.leaderboard.text import spreadsheet_safe
-from adpe.leaderboard.uncertainty.seeds import describe_interval, detectable
+from adpe.leaderboard.uncertainty.seeds import Difference, describe_interval, detectable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -124,12 +124,17 @@ def difference_entry(name: str, row: Row) -> Entry:
         return Entry("baseline", number=0.0)
     if cell is None or cell.difference is None:
         return Entry("")
-    digits, difference = metric_of(name).digits, cell.difference
+    return Entry(difference_text(name, cell.difference), number=cell.difference.mean)
+
+
+def difference_text(name: str, difference: Difference) -> str:
+    """A difference of a metric with its interval in brackets, or why there is none."""
+    digits = metric_of(name).digits
     if difference.low is None or difference.high is None:
         doubt = describe_interval(difference)
     else:
         doubt = f"{difference.low:+.{digits}f} to {difference.high:+.{digits}f}"
-    return Entry(f"{difference.mean:+.{digits}f} ({doubt})", number=difference.mean)
+    return f"{difference.mean:+.{digits}f} ({doubt})"
 
 
 def captions(table: Table) -> list[str]:

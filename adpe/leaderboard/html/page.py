@@ -39,7 +39,7 @@ _LEFT_OUT = (
     "schema", "run", "checkpoint", "checkpoint_sha256", "per_image", "per_image_sha256", "task_fingerprint", "own",
 )  # fmt: skip
 # Columns of text that may be long, and from how many letters on it is: two lines are shown, the rest on hover.
-_LONG, _SHORT = ("Pretraining", "Own settings", "Source"), 24
+_LONG, _SHORT = ("Pretraining", "Source"), 24
 
 
 @dataclass(frozen=True)

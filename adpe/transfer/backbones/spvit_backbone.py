@@ -18,7 +18,6 @@ from adpe.transfer.backbones.initialisation import starting_checkpoint
 from adpe.transfer.backbones.network_loading import start_network
 
 _LEFT_OUT = re.compile(r"(head|aux_head|norm)\.")
-HINT = "Choose the variant and prior_blocks that it is of."
 
 
 @MODELS.register_module()
@@ -110,7 +109,8 @@ class AdPESPViT(BaseModule):
         """Load the checkpoint of `init_cfg`, or keep the random initialisation, and log which."""
         path = starting_checkpoint(self, "the network starts at random")
         if path is not None:
-            start_network(self.net, path, check_positions, _LEFT_OUT, hint=HINT)
+            hint = "Choose the variant and prior_blocks that it is of."
+            start_network(self.net, path, check_positions, _LEFT_OUT, hint=hint)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """``(B, 3, H, W)`` normalised images to contiguous maps ``(B, D, ceil(H / p), ceil(W / p))``."""
