@@ -92,7 +92,7 @@ def train(config: str, work_dir: Path, changes: dict[str, Any]) -> dict[str, flo
 
 @pytest.mark.slow(75)
 @pytest.mark.parametrize(("config", "iterations"), [
-    ("configs/coco_maskrcnn_vitb.py", 230),
+    ("configs/coco_maskrcnn_vitb.py", 360),
     ("configs/coco_cascade_maskrcnn_vitb.py", 180),
 ])  # fmt: skip
 def test_detector(config: str, iterations: int, tmp_path: Path) -> None:
