@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from mmengine.registry import DATASETS, DefaultScope
 from PIL import Image
+from typed_commands import typed
 
 from adpe.data.scenes import write_scenes
 from adpe.engine.config import read_config
@@ -29,31 +27,13 @@ def blocks(page: str, language: str) -> list[str]:
 
 
 @pytest.fixture
-def checkout(tmp_path: Path) -> Path:
-    """A folder in which commands find the tools and configs, and write nowhere else."""
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, in which commands find the tools and configs, and write nowhere else."""
     for name in ("tools", "configs", "benchmarks"):
         (tmp_path / name).symlink_to(ROOT / name)
-    python = tmp_path / "bin/python"
-    python.parent.mkdir()
-    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
-    python.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ADPE_CACHE_DIR", str(tmp_path / "cache"))
     return tmp_path
-
-
-def shell(checkout: Path, commands: str) -> str:
-    """Run commands as they are typed, each of which must end well; returns what they print."""
-    variables = {
-        **os.environ,
-        "PATH": f"{checkout / 'bin'}:{os.environ['PATH']}",
-        "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": "1",
-        "ADPE_CACHE_DIR": str(checkout / "cache"),
-    }
-    done = subprocess.run(
-        ["bash", "-ec", commands], cwd=checkout, env=variables, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return done.stdout
 
 
 def shortened(text: str, *changes: tuple[str, str]) -> str:
@@ -71,8 +51,8 @@ def own_config(checkout: Path, page: str, base: str) -> Path:
     return file
 
 
-@pytest.mark.slow(60)
-def test_own_masks(checkout: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.slow(15)
+def test_own_masks(checkout: Path):
     """From painted masks of three classes to a record and pictures, with the page's own lines."""
     page = "own_masks.md"
     root = write_scenes(checkout / "data/mine", num_train=32, num_val=4, num_unlabelled=0, size=48)
@@ -94,7 +74,7 @@ def test_own_masks(checkout: Path, monkeypatch: pytest.MonkeyPatch):
     (checkout / "convert.py").write_text(converting)
     verify, train, from_zero = blocks(page, "bash")
     short = ("max_iters=400", "max_iters=2"), ("iter_400.pth", "iter_2.pth")
-    shell(checkout, f"python convert.py\n{verify}{shortened(train, *short)}")
+    typed(f"python convert.py\n{verify}{shortened(train, *short)}")
     for path, labels in wanted.items():
         np.testing.assert_array_equal(np.asarray(Image.open(path)), labels)
     (record,), _ = read_records(checkout / "work_dirs/mine/record.jsonl")
@@ -102,7 +82,6 @@ def test_own_masks(checkout: Path, monkeypatch: pytest.MonkeyPatch):
     assert len(list((checkout / "work_dirs/mine_pictures").rglob("*.png"))) == 4
 
     # Full size: the config reads, and its data is this.
-    monkeypatch.chdir(checkout)
     cfg = read_config(own_config(checkout, page, "ade20k_upernet_vitb"))
     assert cfg.model.decode_head.num_classes == cfg.model.auxiliary_head.num_classes == 3
     with DefaultScope.overwrite_default_scope("mmseg"):
@@ -113,12 +92,12 @@ def test_own_masks(checkout: Path, monkeypatch: pytest.MonkeyPatch):
 
     (root / "classes_from_zero.txt").write_text("nothing\nroad\nbuilding\ntree\n")
     (root / "classes.txt").unlink()
-    shell(checkout, shortened(from_zero, short[0]))
+    typed(shortened(from_zero, short[0]))
     assert read_records(checkout / "work_dirs/mine_zero/record.jsonl")[0][0]["metrics"]["mIoU"] >= 0
 
 
-@pytest.mark.slow(60)
-def test_own_coco(checkout: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.slow(15)
+def test_own_coco(checkout: Path):
     """Two categories under ids of any kind, in another order for validation; the page's JSON is one that is read."""
     page = "own_coco.md"
     root = write_scenes(checkout / "data/mine", num_train=32, num_val=4, num_unlabelled=0, size=48)
@@ -138,12 +117,11 @@ def test_own_coco(checkout: Path, monkeypatch: pytest.MonkeyPatch):
         file.write_text(json.dumps(content))
     verify, train = blocks(page, "bash")
     commands = shortened(train, ("max_iters=300", "max_iters=2"), ("iter_300.pth", "iter_2.pth"))
-    assert "categories of both splits" in shell(checkout, f"{verify}{commands}")
+    assert "categories of both splits" in typed(f"{verify}{commands}")
     (record,), _ = read_records(checkout / "work_dirs/mine/record.jsonl")
     assert (record["dataset"], record["task"]) == ("mine", "detection")
     assert len(list((checkout / "work_dirs/mine_pictures").rglob("*.jpg"))) == 4
 
-    monkeypatch.chdir(checkout)
     cfg = read_config(own_config(checkout, page, "coco_maskrcnn_vitb"))
     assert cfg.model.roi_head.bbox_head.num_classes == cfg.model.roi_head.mask_head.num_classes == 2
     assert cfg.val_evaluator.ann_file == cfg.test_evaluator.ann_file == "data/mine/instances_validation.json"
@@ -157,7 +135,7 @@ def test_own_coco(checkout: Path, monkeypatch: pytest.MonkeyPatch):
         (shown / "images" / split).mkdir(parents=True)
         Image.new("RGB", (640, 480)).save(shown / "images" / split / "street_01.jpg")
         (shown / f"instances_{split}.json").write_text(json.dumps(example))
-    shell(checkout, verify.replace("data/mine", "shown"))
+    typed(verify.replace("data/mine", "shown"))
 
 
 @pytest.mark.slow
@@ -168,11 +146,11 @@ def test_suites(checkout: Path):
     runs = expand(read_suite(checkout / "my_suite.yaml"), checkout / "work_dirs/suites/my_suite")
     assert len(runs) == 2 + 2 * 3  # pretrainings; both points with seed 0 and the reported one with seed 1, for each
     dry, table = blocks("suites.md", "bash")
-    printed = shell(checkout, dry)
+    printed = typed(dry)
     for run in runs:
         assert str(Path("work_dirs/suites/my_suite") / run.name) in printed
     record = {**json.loads((ROOT / "benchmarks/records/small_cifar10.jsonl").read_text().splitlines()[-1])}
     folder = checkout / "work_dirs/suites/my_suite"
     folder.mkdir(parents=True)
     (folder / "records.jsonl").write_text(json.dumps(record) + "\n")
-    assert record["method"] in shell(checkout, table)
+    assert record["method"] in typed(table)

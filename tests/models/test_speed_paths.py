@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+import torch._inductor.config
 import torch.nn.functional as F
 from test_vit import images, randomized
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -141,24 +142,27 @@ def test_bfloat16_autocast(variant) -> None:
     assert {p.grad.dtype for p in model.parameters()} == {torch.float32}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("variant", "backend"), [("absolute coordinate", "aot_eager"), ("relative coordinate", None)])
-def test_compiled_blocks_agree(variant, backend) -> None:
-    """`compile=True` of the pretraining model: every block compiled, loss, gradients and features as in eager.
-
-    The C++ compiler is run for one variant; for the other, the graph is traced and differentiated.
-    """
+def pretraining_pair(variant: str, compile: bool) -> tuple[AdPEPretraining, AdPEPretraining]:
+    """An eager pretraining model, and one with the same weights that may be compiled."""
     encoder, options = VARIANTS[variant]
     options = {"model": "adpe_vit_tiny_patch4", "img_size": 16, **TINY, **DECODER, **encoder, **options}
     del options["patch_size"]
     eager = AdPEPretraining(**options)
     randomized(eager)
-    compiled = AdPEPretraining(compile=backend is None, **options)
-    for block in compiled.model.compiled() if backend else ():
-        block.compile(backend=backend)
+    compiled = AdPEPretraining(compile=compile, **options)
     compiled.load_state_dict(eager.state_dict())
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
+    return eager, compiled
+
+
+@pytest.mark.slow(4)
+@pytest.mark.parametrize("variant", ["absolute coordinate", "relative coordinate"])
+def test_compiled_blocks_agree(variant) -> None:
+    """Every block traced and differentiated as a graph: loss, gradients and features as in eager."""
+    eager, compiled = pretraining_pair(variant, compile=False)
+    for block in compiled.model.compiled():
+        block.compile(backend="aot_eager")
     x = images(16, 16)
     u = noise(eager.model, x)
     agree(loss_and_gradients(compiled.model, x, u), loss_and_gradients(eager.model, x, u), 1e-5)
@@ -167,6 +171,34 @@ def test_compiled_blocks_agree(variant, backend) -> None:
     with torch.no_grad():
         expected = eager(x)
         torch.testing.assert_close(compiled(x), expected, rtol=0, atol=1e-5 * expected.abs().max().item())
+
+
+@pytest.mark.slow(40)
+def test_compiled_kernels_agree() -> None:
+    """`compile=True` of the pretraining model compiles every block; by C++, the encoder's features and gradients.
+
+    The encoder alone, because every other shape of a block costs ten runs of the compiler.
+    """
+    eager, compiled = pretraining_pair("relative coordinate", compile=True)
+    blocks = list(compiled.model.compiled())
+    assert {*compiled.model.encoder.blocks, *compiled.model.decoder.blocks} <= {*blocks}
+    assert all(block._compiled_call_impl is not None for block in blocks)
+    x = images(16, 16)
+    weight = torch.randn(eager(x).shape, generator=torch.Generator().manual_seed(3))
+
+    def features_and_gradients(model: AdPEPretraining) -> list[torch.Tensor]:
+        features = model(x)
+        parameters = [*model.model.encoder.blocks.parameters()]
+        return [features.detach(), *torch.autograd.grad((features * weight).sum(), parameters)]
+
+    # One thread: workers of the compiler's own would each have to import torch.
+    with torch._inductor.config.patch(compile_threads=1):
+        found = features_and_gradients(compiled)
+    counters = torch._dynamo.utils.counters["inductor"]
+    assert counters["fxgraph_cache_miss"] + counters["fxgraph_cache_hit"] >= 2  # forward and backward
+    for ours, theirs in zip(found, features_and_gradients(eager), strict=True):
+        assert theirs.abs().max() > 1e-3
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5 * theirs.abs().max().item())
 
 
 @pytest.mark.parametrize("interpolate", [False, True])
