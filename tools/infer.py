@@ -16,6 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from adpe.errors import EXIT_MISTAKE, UserError, print_error
+from adpe.garbage import collect_rarely
 from adpe.option_values import OptionAction
 
 
@@ -31,6 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--device", help="default: the GPU if there is one")
     parser.add_argument("--cfg-options", nargs="+", action=OptionAction, metavar="KEY=VALUE", help="change the config")
     args = parser.parse_args(argv)
+    collect_rarely()
     try:
         import adpe.engine  # noqa: F401  registers what configs name
         from adpe.engine.inference import infer

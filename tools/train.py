@@ -13,12 +13,14 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from adpe.errors import EXIT_INTERRUPTED, EXIT_MISTAKE, UserError, print_error, require
+from adpe.garbage import collect_rarely
 
 NEEDS = {"torch": "requirements/runtime.txt", "mmengine": "requirements/mm.txt"}
 
 
 def main(command: str = "train_main", module: str = "adpe.engine.launch", needs: dict[str, str] = NEEDS) -> int:
     """Run a command of a module, once the packages that it `needs` are installed; returns the exit status."""
+    collect_rarely()
     try:
         for package, requirements in needs.items():
             require(package, requirements)

@@ -32,6 +32,7 @@ from adpe.engine.runner import AdPERunner
 from adpe.errors import EXIT_MISTAKE, UserError, print_error
 from adpe.evaluations.base import Result, Subject, build_evaluation, pooled_features, weights_digest
 from adpe.files import atomic_write
+from adpe.garbage import collect_as_usual
 from adpe.leaderboard.records import read_records
 from adpe.leaderboard.tasks import main_metrics, metric_of, show_metric
 from adpe.option_values import OptionAction
@@ -96,6 +97,7 @@ def evaluate(cfg: Config, args: argparse.Namespace) -> dict[str, float]:
         key = f"{weights_digest(model)}-{told.get('names')}-{told.get('contents')}-{built}"
         return _cached(subject, name, key)
 
+    collect_as_usual()
     result = evaluation.run(replace(subject, features=features))
     _write(cfg, result)
     seconds = time.time() - began

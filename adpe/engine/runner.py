@@ -27,6 +27,7 @@ from adpe.engine.specifying import specification_of_run
 from adpe.engine.unwrapped import unwrapped
 from adpe.errors import UserError
 from adpe.files import atomic_write
+from adpe.garbage import collect_as_usual
 from adpe.models.specification import KEY
 from adpe.models.vit import FORM
 from adpe.transfer.precise_boxes import keep_boxes_precise
@@ -107,7 +108,18 @@ class AdPERunner(Runner):
         if modules:
             checkpoint_activations(unwrapped(self.model), modules)
             self.logger.info(f"activation_checkpointing: {modules} recomputed in the backward pass")
+        collect_as_usual()
         return super().train()
+
+    def val(self) -> dict[str, float]:
+        """As mmengine's, after what was imported on the way to it."""
+        collect_as_usual()
+        return super().val()
+
+    def test(self) -> dict[str, float]:
+        """As mmengine's, after what was imported on the way to it."""
+        collect_as_usual()
+        return super().test()
 
     def save_checkpoint(self, out_dir: str, filename: str, *args: Any, **kwargs: Any) -> None:
         """Save as mmengine does, but to a temporary file that replaces `filename` once it is verified readable.

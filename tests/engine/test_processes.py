@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import socket
@@ -17,6 +18,7 @@ from adpe.engine.hooks.checkpointing import AdPECheckpointHook, read_training_ch
 from adpe.engine.launch import train_main
 from adpe.engine.processes import check_launcher, first_host, lock_work_dir, unlock_work_dirs
 from adpe.errors import UserError
+from adpe.garbage import collect_rarely
 
 
 @pytest.mark.parametrize(
@@ -164,11 +166,20 @@ def test_the_second_ctrl_c_ends_the_run_at_once_but_not_the_same_one_passed_on(c
 
 
 def test_ctrl_c_without_a_checkpoint_is_one_line(tmp_path, capsys):
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # tests that run in the background ignore it
     extra = f"custom_hooks = [dict(type='KillHook', at=2, number={int(signal.SIGINT)})]"
     path = tiny_training.config(tmp_path, extra=extra)
     options = ["--cfg-options", "default_hooks.checkpoint=None"]
     assert train_main([str(path), "--work-dir", str(tmp_path / "w"), *options]) == 130
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_training_collects_garbage_as_usual(tmp_path):
+    usual = gc.get_threshold()
+    collect_rarely()
+    assert gc.get_threshold() != usual
+    assert train_main([str(tiny_training.config(tmp_path)), "--work-dir", str(tmp_path / "w")]) == 0
+    assert gc.get_threshold() == usual
 
 
 def test_a_port_in_use_is_named(tmp_path):

@@ -16,6 +16,7 @@ from rich.console import Console
 from test_suite_runner import names, runs_of
 
 from adpe.engine.hooks.checkpointing import latest_checkpoint
+from adpe.engine.launch import train_main
 from adpe.suites.local_runner import execute
 
 ROOT = tiny_training.ROOT
@@ -73,7 +74,7 @@ def test_a_full_disk_stops_the_run_and_with_room_it_goes_on(tmp_path, small_disk
     assert found is not None and found[1]["iter"] == 12
 
 
-def test_a_read_only_folder_is_refused_before_anything_is_built(tmp_path, small_disk):
+def test_a_read_only_folder_is_refused_before_anything_is_built(tmp_path, small_disk, capsys):
     small_disk.mount("size=1m,ro")
     config = tiny_training.config(tmp_path)
     disk = small_disk.folder
@@ -81,8 +82,8 @@ def test_a_read_only_folder_is_refused_before_anything_is_built(tmp_path, small_
         (disk, "is not writable"),
         (disk / "a", "cannot be made: Read-only"),
     ):
-        result = tool("tools/train.py", config, "--work-dir", folder)
-        assert result.returncode == 2 and f"error: --work-dir {folder} {words}" in result.stderr
+        assert train_main([str(config), "--work-dir", str(folder)]) == 2
+        assert f"error: --work-dir {folder} {words}" in capsys.readouterr().err
 
 
 def test_a_package_that_is_missing_is_named_with_what_installs_it(tmp_path):

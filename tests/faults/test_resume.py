@@ -50,9 +50,8 @@ def test_run_killed_with_sigkill_resumes_bit_equal_whatever_its_workers(tmp_path
     killed = tiny_training.run(*arguments)
     assert killed.returncode == -signal.SIGKILL
     assert not (tmp_path / "killed" / "iter_12.pth").exists()
-    resumed = tiny_training.run(*arguments, "--resume")
-    assert resumed.returncode == 0, resumed.stderr
-    assert "resumed epoch: 0, iter: 5" in resumed.stdout
+    assert train_main([*map(str, arguments[1:]), "--resume"]) == 0
+    assert "resumed epoch: 0, iter: 5" in "".join(log.read_text() for log in (tmp_path / "killed").glob("*/*.log"))
     assert_same_training(reference / "iter_12.pth", tmp_path / "killed" / "iter_12.pth")
     assert seen(reference) == seen(tmp_path / "killed")
     # The reference itself is not constant: another seed gives other parameters.
@@ -63,7 +62,6 @@ def test_run_killed_with_sigkill_resumes_bit_equal_whatever_its_workers(tmp_path
     )
 
 
-@pytest.mark.slow
 def test_run_told_to_stop_inside_an_epoch_saves_and_resumes_bit_equal(tmp_path):
     # 26 images in batches of 2, 4 batches per step: 3 whole steps per epoch, 12 of the 13 batches.
     values = {"by_epoch": True, "iterations": 3, "length": 26, "batch_size": 2, "interval": 1, "effective_batch": 8}
@@ -71,14 +69,12 @@ def test_run_told_to_stop_inside_an_epoch_saves_and_resumes_bit_equal(tmp_path):
     assert len(seen(reference)) == 36
     config = tiny_training.config(tmp_path, name="stopped.py", kill_at=18, **values, extra=(
         "custom_hooks = [dict(type='KillHook', at=kill_at, number=15)]"))  # fmt: skip
-    arguments = ("train.py", config, "--work-dir", tmp_path / "stopped")
-    stopped = tiny_training.run(*arguments)
-    assert stopped.returncode == EXIT_PREEMPTED == 85, stopped.stderr
+    arguments = [str(config), "--work-dir", str(tmp_path / "stopped")]
+    assert train_main(arguments) == EXIT_PREEMPTED == 85
     # SIGTERM came in the middle of a step (iteration 18): the run stops at the end of the step.
     saved = read_training_checkpoint(tmp_path / "stopped" / "iter_20.pth")
     assert (saved["meta"]["epoch"], saved["meta"]["iter"]) == (1, 20)
-    resumed = tiny_training.run(*arguments, "--resume")
-    assert resumed.returncode == 0, resumed.stderr
+    assert train_main([*arguments, "--resume"]) == 0
     assert_same_training(reference / "epoch_3.pth", tmp_path / "stopped" / "epoch_3.pth")
     assert seen(reference) == seen(tmp_path / "stopped")
     assert not (tmp_path / "stopped" / "iter_20.pth").exists()

@@ -101,7 +101,10 @@ class KillHook(Hook):
         flag = Path(runner.work_dir, "killed")
         if runner.iter + 1 == self.at and runner.rank == self.rank and not flag.exists():
             flag.touch()
-            os.kill(os.getppid() if self.parent else os.getpid(), self.number)
+            if self.parent:
+                os.kill(os.getppid(), self.number)
+            else:
+                signal.raise_signal(self.number)  # arrives before the next iteration, as one by os.kill may not
 
     def after_train(self, runner: Any) -> None:
         model = getattr(runner.model, "module", runner.model)
