@@ -1,4 +1,4 @@
-"""The private parts of mmengine and mmdet that we use; tests/engine/test_mmengine_internals.py says what of them."""
+"""The private parts of mmengine, mmdet and torch that we use; tests/engine/test_mmengine_internals.py says what."""
 
 from __future__ import annotations
 
@@ -35,6 +35,14 @@ def set_iterator(loop: Any, iterator: Any) -> bool:
         return False
     loop.dataloader_iterator = iterator
     return True
+
+
+def end_workers(loader: Any) -> None:
+    """End the workers that a DataLoader keeps between passes (``persistent_workers``); another pass starts new ones."""
+    iterator = getattr(loader, "_iterator", None)
+    if iterator is not None and hasattr(iterator, "_shutdown_workers"):
+        iterator._shutdown_workers()
+        loader._iterator = None
 
 
 def accumulation(optim_wrapper: Any) -> int:

@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from adpe.engine.hooks.checkpointing import make_plain, read_training_checkpoint
-from adpe.engine.mmengine_internals import mark_loaded
+from adpe.engine.mmengine_internals import end_workers, mark_loaded
 from adpe.engine.resuming.reproducible import position, set_random_state
 from adpe.engine.resuming.resumption import Division, Resumption
 from adpe.engine.settings.activation_checkpointing import checkpoint_activations
@@ -109,17 +109,28 @@ class AdPERunner(Runner):
             checkpoint_activations(unwrapped(self.model), modules)
             self.logger.info(f"activation_checkpointing: {modules} recomputed in the backward pass")
         collect_as_usual()
-        return super().train()
+        model = super().train()
+        self._end_workers()
+        return model
 
     def val(self) -> dict[str, float]:
         """As mmengine's, after what was imported on the way to it."""
         collect_as_usual()
-        return super().val()
+        metrics = super().val()
+        self._end_workers()
+        return metrics
 
     def test(self) -> dict[str, float]:
         """As mmengine's, after what was imported on the way to it."""
         collect_as_usual()
-        return super().test()
+        metrics = super().test()
+        self._end_workers()
+        return metrics
+
+    def _end_workers(self) -> None:
+        """End the workers of the data loaders; a process that goes on would wait 5 s for each once they are garbage."""
+        for loop in (self._train_loop, self._val_loop, self._test_loop):
+            end_workers(getattr(loop, "dataloader", None))
 
     def save_checkpoint(self, out_dir: str, filename: str, *args: Any, **kwargs: Any) -> None:
         """Save as mmengine does, but to a temporary file that replaces `filename` once it is verified readable.

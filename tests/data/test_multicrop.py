@@ -22,6 +22,7 @@ from torchvision.transforms.v2 import functional as tensor_functional
 
 from adpe.data.dataset import AdPEImageDataset
 from adpe.data.views.multicrop import IMAGENET_MEAN, IMAGENET_STD, MultiCrop, crop_generator, normalize_crops
+from adpe.engine.mmengine_internals import end_workers
 from adpe.errors import UserError
 
 
@@ -286,6 +287,7 @@ def test_runner_resumes_with_the_same_crops(folder, tmp_path_factory, workers):
             runner.train()
         except KeyboardInterrupt:
             assert stop
+        end_workers(runner.train_dataloader)
         return runner.model.seen
 
     whole = run(tmp_path_factory.mktemp("whole"), False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import multiprocessing
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import MODELS
 from mmengine.runner import Runner
 from torch import nn
+from torch.utils.data import DataLoader
 
 from adpe.engine.mmengine_internals import (
     CascadeStages,
@@ -22,6 +24,7 @@ from adpe.engine.mmengine_internals import (
     accumulation,
     between_steps,
     coco_ground_truth,
+    end_workers,
     failed_build,
     is_lazy_config,
     mark_loaded,
@@ -161,3 +164,15 @@ def test_mmdets_cascade_passes_through_the_methods_that_are_replaced() -> None:
     for caller in ("bbox_loss", "mask_loss", "predict_bbox"):
         used = inspect.getsource(getattr(heads.CascadeRoIHead, caller))
         assert any(f"self.{name}(" in used for name in ("_bbox_forward", "_mask_forward", "_refine_roi")), caller
+
+
+def test_workers_that_are_kept_end_when_asked() -> None:
+    before = multiprocessing.active_children()
+    loader = DataLoader(list(range(4)), num_workers=2, persistent_workers=True)
+    for _ in range(2):  # the second time with new ones
+        assert [int(batch) for batch in loader] == [0, 1, 2, 3]
+        assert len(multiprocessing.active_children()) == len(before) + 2
+        end_workers(loader)
+        assert multiprocessing.active_children() == before
+    for without in (DataLoader([1]), None, {"num_workers": 2}):
+        end_workers(without)
