@@ -8,6 +8,9 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+# Everything that the collection of the tests imports stays.
+gc.disable()
+
 # Small tensors: one thread is the fastest, and the same on every machine.
 torch.set_num_threads(1)
 
@@ -43,6 +46,7 @@ def pytest_collection_finish() -> None:
     """Leave what is imported out of garbage collections: mmengine asks for one in every data set, 0.3 s each."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -260,7 +260,7 @@ class Stop(Hook):
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("workers", [0, 2])
 def test_runner_resumes_with_the_same_crops(folder, tmp_path_factory, workers):
     cfg = {"type": "AdPEImageDataset", "source": str(folder), "crops": {"size": 8}}
 

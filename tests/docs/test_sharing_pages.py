@@ -45,7 +45,7 @@ def python(text: str) -> dict[str, Any]:
     return variables
 
 
-@pytest.mark.slow(60)
+@pytest.mark.slow(15)
 def test_the_page_on_a_folder_of_images(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     photos = tmp_path / "photos"
@@ -56,7 +56,7 @@ def test_the_page_on_a_folder_of_images(tmp_path: Path, monkeypatch) -> None:
     first, second = blocks("folder_of_images.md", "bash")
     (snippet,) = blocks("folder_of_images.md", "python")
     assert "--hours 2" in first  # in which these images would be seen 1,600 times
-    typed(f"{first.strip().replace('--hours 2', '--hours 0.002')} --cfg-options model.depth=1 {TINY}", monkeypatch)
+    typed(f"{first.strip().replace('--hours 2', '--hours 0.001')} --cfg-options model.depth=1 {TINY}", monkeypatch)
     work_dir = tmp_path / "work_dirs/photos112_adpe_photos"
     (record,) = read_records(work_dir / "record.jsonl")[0]
     assert 1 <= record["protocol"]["facts"]["epochs"] < 1600

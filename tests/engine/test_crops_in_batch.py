@@ -31,7 +31,7 @@ def train(folder: Path, options: dict, resume: Path | None = None) -> Path:
     return Path(runner.work_dir)
 
 
-@pytest.mark.slow(30)
+@pytest.mark.slow(8)
 def test_training_is_bit_equal_with_and_without_a_cache_and_after_a_resume(tmp_path):
     plain = train(tmp_path / "plain", {CACHE: False})
     variants = {"workers": {"train_dataloader.num_workers": 2}, "device": {CROP_ON: "device"}}
@@ -48,7 +48,7 @@ def test_training_is_bit_equal_with_and_without_a_cache_and_after_a_resume(tmp_p
     assert any(not torch.equal(value, after[name]) for name, value in before.items())
 
 
-@pytest.mark.slow(40)
+@pytest.mark.slow(20)
 def test_two_processes_crop_on_their_devices_what_they_crop_without_a_cache(tmp_path):
     train_small("cifar10_adpe", tmp_path, {"epochs": 1})  # writes the images
     options = {**EACH_ITERATION, "data_root": tmp_path / "images", "effective_batch": 4, "warmup_epochs": 0,

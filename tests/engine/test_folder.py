@@ -150,7 +150,7 @@ def call(photographs: Path, work_dir: Path, config: str | Path = CONFIG, **chang
     return adpe.pretrain(photographs, config, work_dir, **options)
 
 
-@pytest.mark.slow(60)
+@pytest.mark.slow(15)
 def test_a_stopped_call_is_resumed_by_the_same_call_bit_by_bit(photographs, tmp_path, capsys, monkeypatch) -> None:
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     encoder = call(photographs, whole, epochs=8)

@@ -20,7 +20,7 @@ from adpe.suites.suite_file import read_suite
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.slow(90)
+@pytest.mark.slow(80)
 def test_the_chain(tmp_path):
     """One test, so that the chain runs once, in one process, whatever the number of test processes."""
     options = Options(tmp_path, epochs=2, iterations=2, scenes=(104, 4, 64), seeds=(3,))

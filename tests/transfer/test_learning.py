@@ -31,7 +31,7 @@ import adpe
 from adpe.evaluations.classification import AdPEClassifier
 from adpe.evaluations.knn import knn_votes
 
-pytestmark = pytest.mark.slow(15)
+pytestmark = pytest.mark.slow(8)
 COLUMN = 8  # pixels of a patch
 
 # timm's models under mmdet's FPN: options and channels.

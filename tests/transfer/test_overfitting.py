@@ -90,7 +90,7 @@ def train(config: str, work_dir: Path, changes: dict[str, Any]) -> dict[str, flo
     return json.loads((work_dir / "record.jsonl").read_text().splitlines()[-1])["metrics"]
 
 
-@pytest.mark.slow(75)
+@pytest.mark.slow(60)
 @pytest.mark.parametrize(("config", "iterations"), [
     ("configs/coco_maskrcnn_vitb.py", 360),
     ("configs/coco_cascade_maskrcnn_vitb.py", 180),
@@ -135,7 +135,7 @@ def check_padding(config: Path) -> None:
             assert overlaps.max(1).values.min() >= kept[padding], (item["data_samples"].img_path, padding, overlaps)
 
 
-@pytest.mark.slow(25)
+@pytest.mark.slow(12)
 def test_segmentor(tmp_path: Path) -> None:
     root = write_photographs(tmp_path / "data", SIDE)
     metrics = train("configs/ade20k_upernet_vitb.py", tmp_path / "run", segmentation(root, iterations=320))
