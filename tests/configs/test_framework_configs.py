@@ -119,7 +119,7 @@ def pictures(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.suffix in (".png", ".jpg")]
 
 
-@pytest.mark.slow(30)
+@pytest.mark.slow(15)
 @pytest.mark.parametrize("framework", [SEGMENTATION, DETECTION], ids=lambda framework: framework.name)
 def test_an_unmodified_config_trains_is_killed_resumes_and_is_evaluated(framework, tmp_path, capsys):
     root = write_data(tmp_path / "data", coco=framework.name == "mmdet")

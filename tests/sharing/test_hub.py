@@ -237,7 +237,7 @@ def calls(home: Path, asked: list[tuple[str, dict[str, Any]]], **variables: str)
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-@pytest.mark.slow(20)
+@pytest.mark.slow(8)
 def test_a_hub_is_read_through_its_endpoint_and_then_from_the_cache(tmp_path) -> None:
     ours, vit = encoder(1), encoder(2, num_heads=4)
     folders = {

@@ -63,7 +63,7 @@ def trainings(work: Path) -> int:
 ALL = ["a/pretraining/seed0", "a/t/seed0", "b-one/t/seed0"]
 
 
-@pytest.mark.slow
+@pytest.mark.slow(20)
 def test_a_killed_run_resumes_and_finished_ones_are_not_repeated(tmp_path: Path) -> None:
     runs, work = runs_of(tmp_path, kill_at=9)
     assert not execute(runs, work, console=Console(quiet=True))

@@ -75,7 +75,7 @@ def run(work: Path, arguments: list[str]) -> dict[str, Any]:
     return records[-1]
 
 
-@pytest.mark.slow(25)
+@pytest.mark.slow(8)
 def test_it_learns_and_scrambled_features_do_not(data: Path, tmp_path: Path, capsys, monkeypatch) -> None:
     """Through tools/evaluate.py; an encoder whose features go to other images of the batch misses the bar."""
     more = options(data, "evaluation.baselines=[oracle,confidence,random_views]", encoder=False)
@@ -107,7 +107,7 @@ def test_it_learns_and_scrambled_features_do_not(data: Path, tmp_path: Path, cap
     assert scrambled["oracle_top1"] < 70 and scrambled["pacmac_top1"] < 70
 
 
-@pytest.mark.slow(20)
+@pytest.mark.slow(12)
 def test_a_stopped_run_resumes_and_ends_alike(data: Path, tmp_path: Path, monkeypatch) -> None:
     """Stopped in its last stage: finished ones are read, the rest ends in the same weights bit by bit."""
     few = options(
