@@ -26,7 +26,7 @@ from adpe.engine.hooks.multi_scale import record_multi_scale
 from adpe.engine.hooks.recording import config_sha256
 from adpe.engine.labels.annotations import match_annotations
 from adpe.engine.options.conflicts import check_command_line, check_length, check_runner
-from adpe.engine.processes import check_launcher, join, lock_work_dir, lost_process, unlock_work_dirs
+from adpe.engine.processes import check_launcher, join, leave, lock_work_dir, lost_process, unlock_work_dirs
 from adpe.engine.resolved_protocol import swept_paths, task_protocol
 from adpe.engine.resuming.reproducible import make_reproducible
 from adpe.engine.runner import AdPERunner
@@ -87,7 +87,10 @@ def _parser(description: str) -> argparse.ArgumentParser:
 
 
 def _run(command: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> int:
-    """Run a command on this process, telling a user's mistake in a sentence (status 2)."""
+    """Run a command on this process, telling a user's mistake in a sentence (status 2).
+
+    A rank that others wait for ends here instead of returning.
+    """
     status = 0
     handlers = {number: signal.getsignal(number) for number in STOPPING}
     try:
@@ -107,8 +110,7 @@ def _run(command: Callable[[argparse.Namespace], Any], args: argparse.Namespace)
         unlock_work_dirs()
     # After a failure the others may be anywhere, and waiting for them would hang.
     if torch.distributed.is_initialized() and status in (0, EXIT_PREEMPTED):
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
+        leave(status)
     if status != EXIT_PREEMPTED:  # a launcher may end a process that is about to end with this status
         for number, handler in handlers.items():
             if signal.getsignal(number) != handler:

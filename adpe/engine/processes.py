@@ -7,6 +7,7 @@ the others wait: computing the metrics of a validation, saving a checkpoint, unp
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import datetime
 import fcntl
@@ -14,8 +15,11 @@ import os
 import re
 import signal
 import socket
+import sys
+import threading
 import time
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from mmengine.config import Config
@@ -170,3 +174,20 @@ def lost_process(error: Exception) -> str | None:
             "its log; resume with --resume. One that works alone for longer needs a larger env_cfg.dist_cfg.timeout."
         )
     return f"ended because {own}" if own else None
+
+
+def leave(status: int) -> NoReturn:
+    """Leave the group and end this rank with `status`.
+
+    gloo's threads may outlive the group for a moment. C++'s teardown of the process calls std::terminate if it meets
+    one, and a run whose work is all saved would have failed with SIGABRT: it is left out.
+    """
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join()
+    atexit._run_exitfuncs()  # trackers upload what is left in theirs
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
