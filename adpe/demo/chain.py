@@ -1,4 +1,4 @@
-"""The demo: the suite `benchmarks/suites/demo.yaml` on scenes or on a user's data, and a page about it.
+"""The demo: the suite `benchmarks/suites/small/demo.yaml` on scenes or on a user's data, and a page about it.
 
 Every training is a run of `tools/train.py` in a process of its own, as a user would start it; a run that has finished
 is not repeated, an interrupted one resumes.

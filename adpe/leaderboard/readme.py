@@ -13,8 +13,8 @@ from adpe.leaderboard.ranking import build_leaderboard
 from adpe.leaderboard.records import read_records
 from adpe.leaderboard.tables import escape_markdown, markdown_table, to_markdown
 from adpe.suites.expected import expected_protocol
-from adpe.suites.suite import Suite, expand
-from adpe.suites.suite_file import FOLDER, read_suite
+from adpe.suites.suite import Suite, expand, suite_files
+from adpe.suites.suite_file import read_suite
 
 # Differences in the README are to what AdPE adds its adversary to; where a protocol has no such row, to a random start.
 BASELINES = ("MAE+ APE", "MAE+", "random")
@@ -36,7 +36,7 @@ def committed_records() -> tuple[list[dict[str, object]], list[str]]:
 def generated() -> str:
     """What stands between the markers."""
     records, faults = committed_records()
-    suites = [read_suite(file.stem) for file in sorted(FOLDER.glob("*.yaml"))]
+    suites = [read_suite(name) for name in suite_files()]
     verdicts = check_claims(suites, records, expected_protocol)
     done = sum(item.ours is not None for item in verdicts)
     listed = "  \n".join(map(escape_markdown, sources(verdicts)))

@@ -14,7 +14,8 @@ from adpe.errors import UserError, print_error, require
 from adpe.files import ROOT
 from adpe.option_values import OptionAction
 from adpe.suites import record_commands
-from adpe.suites.record_commands import SUITES_DIR, say, suite_names
+from adpe.suites.record_commands import SUITES_DIR, say
+from adpe.suites.suite import expand, suite_files
 
 # A table needs neither torch nor mmengine nor rich: they are imported by the commands that do.
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     run = add("run", _run, "Execute a suite; finished runs are not repeated, interrupted ones resume.")
-    run.add_argument("suite", help=f"one of {', '.join(suite_names())}, or the path of a YAML file")
+    run.add_argument("suite", help=f"one of {', '.join(suite_files())}, or the path of a YAML file")
     run.add_argument("--dry-run", action="store_true", help="print the commands from start to finish, and the cost")
     run.add_argument("--work-dir", default=SUITES_DIR, help=f"folder of all suites' runs (default: {SUITES_DIR})")
     run.add_argument("--gpus", type=_positive, help="of every run, instead of the suite's")
@@ -129,7 +130,6 @@ def _run(args: argparse.Namespace) -> int:
 
     from adpe.suites.local_runner import estimate, execute
     from adpe.suites.slurm_runner import submit
-    from adpe.suites.suite import expand
     from adpe.suites.suite_file import read_suite
 
     suite = read_suite(args.suite)

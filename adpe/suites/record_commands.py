@@ -20,13 +20,7 @@ from adpe.leaderboard.records import read_records, share_protocols
 from adpe.leaderboard.tables import print_terminal, to_csv, to_latex, to_markdown
 
 RECORDS = ROOT / "benchmarks" / "records"
-SUITES = ROOT / "benchmarks" / "suites"
 SUITES_DIR = "work_dirs/suites"
-
-
-def suite_names() -> list[str]:
-    """Of the files in benchmarks/suites."""
-    return sorted(file.stem for file in SUITES.glob("*.yaml"))
 
 
 def say(text: str) -> None:
@@ -151,10 +145,11 @@ def check(args: argparse.Namespace) -> int:
 
     from adpe.leaderboard import claims
     from adpe.suites.expected import expected_protocol
+    from adpe.suites.suite import suite_files
     from adpe.suites.suite_file import read_suite
 
     console = Console()
-    suites = [read_suite(name) for name in args.suites or suite_names()]
+    suites = [read_suite(name) for name in args.suites or suite_files()]
     found, faults = _records(args)
     verdicts = claims.check_claims(suites, [record for record, _ in found], expected_protocol)
     grid = TerminalTable()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from adpe.errors import UserError
+from adpe.files import ROOT
 from adpe.option_values import option_text
 
 
@@ -309,6 +310,12 @@ def _with_data(options: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         return value.replace("{data}", str(folder / "data")) if isinstance(value, str) else value
 
     return {name: fill(value) for name, value in options.items()}
+
+
+def suite_files() -> dict[str, Path]:
+    """The files in `benchmarks/suites/` and its folders by the names of their suites, in alphabetical order."""
+    files = {file.stem: file for file in (ROOT / "benchmarks" / "suites").rglob("*.yaml")}
+    return dict(sorted(files.items()))
 
 
 def slug(name: str) -> str:

@@ -45,9 +45,8 @@ from adpe.files import ROOT
 from adpe.leaderboard.published import read_published, read_yaml
 from adpe.leaderboard.tasks import METRICS
 from adpe.suites import schema
-from adpe.suites.suite import Budget, Claim, Cost, Method, Suite, Task, slug
+from adpe.suites.suite import Budget, Claim, Cost, Method, Suite, Task, slug, suite_files
 
-FOLDER = ROOT / "benchmarks" / "suites"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 +._-]*")
 
 
@@ -57,10 +56,10 @@ def read_suite(name: str | Path) -> Suite:
     Raises:
         UserError: naming the file, key and value of what is wrong.
     """
-    path = Path(name) if Path(name).suffix in (".yaml", ".yml") else FOLDER / f"{name}.yaml"
-    if not path.is_file():
-        known = sorted(file.stem for file in FOLDER.glob("*.yaml"))
-        near = difflib.get_close_matches(str(name), known, 3, 0.4) or known
+    known = suite_files()
+    path = known.get(str(name), Path(name))
+    if path.suffix not in (".yaml", ".yml") or not path.is_file():
+        near = difflib.get_close_matches(str(name), known, 3, 0.4) or [*known]
         raise UserError(f"suite {name} does not exist. There are: {', '.join(near)}; or give the path of a YAML file.")
     content = _mapping(read_yaml(path), str(path), schema.SUITE)
     seeds = _seeds(content.get("seeds"), f"{path}: seeds")

@@ -22,7 +22,7 @@ from adpe.errors import UserError
 from adpe.leaderboard.published import FOLDER as PUBLISHED
 from adpe.leaderboard.published import read_published
 from adpe.leaderboard.records import append_record, read_records
-from adpe.suites.suite_file import FOLDER as SUITES
+from adpe.suites.suite import suite_files
 from adpe.suites.suite_file import read_suite
 
 RECORD = {
@@ -79,7 +79,7 @@ YAML_WORDS = (b"!!python/object/apply:os.mkdir [executed]", b"!!python/name:os.s
 
 def test_suites(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    path, whole = tmp_path / "suite.yaml", (SUITES / "adpe_ade20k.yaml").read_bytes().partition(b"claims:")[0]
+    path, whole = tmp_path / "suite.yaml", suite_files()["adpe_ade20k"].read_bytes().partition(b"claims:")[0]
     path.write_bytes(whole)
     assert read_suite(path).methods
 
@@ -129,7 +129,7 @@ def replaced(node: Any, place: tuple[Any, ...], value: Any) -> Any:
 
 def test_suites_with_any_value_in_any_place(tmp_path):
     path = tmp_path / "suite.yaml"
-    whole = yaml.safe_load((SUITES / "adpe_ade20k.yaml").read_text())
+    whole = yaml.safe_load(suite_files()["adpe_ade20k"].read_text())
     small = {key: value for key, value in whole.items() if key not in ("claims", "missing")}
 
     def run(content, changes):
@@ -250,7 +250,7 @@ def test_members_without_a_name_or_with_two_slashes_are_refused(name, told, tmp_
 
 def test_a_config_name_too_long_for_a_file_is_told(tmp_path):
     path = tmp_path / "suite.yaml"
-    text = (SUITES / "adpe_ade20k.yaml").read_text().partition("claims:")[0]
+    text = suite_files()["adpe_ade20k"].read_text().partition("claims:")[0]
     path.write_text(text.replace("configs/ade20k_upernet_vitb.py", f"configs/{'9' * 5000}.py"))
     with pytest.raises(UserError, match=r"tasks\[0\]: config: config '.*' does not exist"):
         read_suite(path)

@@ -12,8 +12,8 @@ import yaml
 from adpe.errors import UserError
 from adpe.files import ROOT
 from adpe.option_values import option_text
-from adpe.suites.suite import expand
-from adpe.suites.suite_file import FOLDER, read_suite
+from adpe.suites.suite import expand, suite_files
+from adpe.suites.suite_file import read_suite
 
 MINIMAL: dict[str, Any] = {
     "title": "Two methods",
@@ -156,7 +156,7 @@ def test_unknown_suites_and_code_in_yaml(tmp_path: Path) -> None:
         expand(read_suite(write(tmp_path)), Path("x"), seeds=[5])
 
 
-@pytest.mark.parametrize("name", sorted(file.stem for file in FOLDER.glob("*.yaml")))
+@pytest.mark.parametrize("name", suite_files())
 def test_committed_suites(name: str) -> None:
     from adpe.engine.config import read_config
 
