@@ -5,7 +5,8 @@ where the cache is ``$ADPE_CACHE`` or ``~/.cache/adpe``: a wheel works with the 
 other, which pip's own cache does not know. CUDA ops are built where torch finds an nvcc of its own CUDA and sees a GPU,
 or TORCH_CUDA_ARCH_LIST names the GPUs that they are for, such as "8.0;9.0" (in the build of an image, say).
 
-Usage: python tools/build_mmcv.py   (needs torch and requirements/build.txt)
+Usage: python tools/build_mmcv.py [NAME==VERSION]   (needs torch and requirements/build.txt; default: what
+requirements/mm.txt pins)
 """
 
 from __future__ import annotations
@@ -120,7 +121,7 @@ def install(target: Path, device: str) -> bool:
 
 def main() -> None:
     """Install from the cache, or build first where the cache has no wheel that works."""
-    name, version = pinned_mmcv()
+    name, version = sys.argv[1].split("==") if sys.argv[1:] else pinned_mmcv()
     kind = ops_kind()
     python = f"cp{sys.version_info.major}{sys.version_info.minor}"
     # Without a GPU the CUDA ops are compiled, and tried on the CPU alone.

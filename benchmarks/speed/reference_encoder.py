@@ -2,12 +2,14 @@
 
 :class:`PlainViTDet` writes ViTDet's windowed attention down plainly (arXiv 2203.16527, section 3 and appendix A.1; its
 decomposed relative positions are MViTv2's, arXiv 2112.01526, section 4.1), eagerly and on channels-last maps as
-published. :func:`mmseg_mae` is mmsegmentation's own backbone. Both have the weights of one of our encoders.
+published. :func:`mmseg_mae` is mmsegmentation's own backbone, :class:`TimmLastMap` timm's. All have the weights of one
+of our encoders.
 """
 
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -104,6 +106,36 @@ class PlainViTDet(nn.Module):
             table = F.interpolate(table.T[None], size=2 * length - 1, mode="linear")[0].T
         positions = torch.arange(length, device=table.device)
         return table[positions[:, None] - positions[None, :] + length - 1]
+
+
+class TimmLastMap(nn.Module):
+    """timm's ViT up to its last block, with the weights of an encoder with a class token and absolute positions."""
+
+    def __init__(self, encoder: VisionTransformer) -> None:
+        super().__init__()
+        from timm.models.vision_transformer import VisionTransformer as TimmViT
+
+        image = encoder.patch_embed.proj.weight
+        grid = (encoder.img_size[0] // encoder.patch_size, encoder.img_size[1] // encoder.patch_size)
+        self.model = TimmViT(
+            img_size=encoder.img_size,
+            patch_size=encoder.patch_size,
+            embed_dim=encoder.embed_dim,
+            depth=len(encoder.blocks),
+            num_heads=encoder.num_heads,
+            mlp_ratio=len(encoder.get_parameter("blocks.0.mlp.fc1.bias")) / encoder.embed_dim,
+            num_classes=0,
+            final_norm=False,
+        ).to(image.device)
+        state = {name: tensor for name, tensor in encoder.state_dict().items() if not name.startswith("norm.")}
+        state["pos_embed"] = encoder.position_table(grid, image).detach()
+        self.model.load_state_dict(state)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """``(B, 3, H, W)`` of the encoder's `img_size` to the map after the last block, ``(B, D, h, w)``."""
+        last = len(self.model.blocks) - 1
+        maps: Any = self.model.forward_intermediates(images, indices=[last], intermediates_only=True)
+        return maps[0]
 
 
 def mmseg_mae(encoder: VisionTransformer) -> nn.Module:
