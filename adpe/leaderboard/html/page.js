@@ -328,6 +328,10 @@
       target.scrollIntoView();
     }
   };
+  // Texts that are cut to two lines are whole under the pointer.
+  document.addEventListener("pointerover", ({ target }) => {
+    if (target.matches(".long")) target.title = target.textContent;
+  });
   window.addEventListener("hashchange", view);
   view();
   root.dataset.ready = "true";

@@ -177,7 +177,7 @@ def _table(table: Table, runs: Sequence[Run]) -> dict[str, Any]:
         cells = [
             {
                 "text": entry.text,
-                "number": entry.number,
+                "number": None if entry.number is None else _short(entry.number),
                 "numeric": numeric[index],
                 "is_best": entry.is_best,
                 "notes": entry.notes,
@@ -221,9 +221,9 @@ def _bars(table: Table, name: str) -> dict[str, Any]:
                 "label": f"{row.name}, {row.pretraining}" if alike and row.pretraining else row.name,
                 "group": row.protocol,
                 "kind": "baseline" if row.is_baseline else row.kind,
-                "mean": cell.summary.mean if cell.summary else None,
-                "std": cell.summary.std if cell.summary else None,
-                "values": list(cell.values.values()) if len(cell.values) > 1 else [],
+                "mean": _short(cell.summary.mean) if cell.summary else None,
+                "std": _short(cell.summary.std) if cell.summary and cell.summary.std is not None else None,
+                "values": [_short(value) for value in cell.values.values()] if len(cell.values) > 1 else [],
                 "detail": "\n".join(filter(None, details)),
             }
         )
@@ -239,6 +239,11 @@ def _bars(table: Table, name: str) -> dict[str, Any]:
         ],
         "bars": bars,
     }
+
+
+def _short(number: float) -> float:
+    """To six digits, more than any column shows."""
+    return float(f"{number:.6g}")
 
 
 def _chart(chart: Chart) -> dict[str, Any]:
@@ -282,7 +287,10 @@ def _picture(picture: Picture, embedded: dict[str, int]) -> dict[str, Any]:
 
 
 def _runs(runs: Sequence[Run], embedded: dict[str, int]) -> list[dict[str, Any]]:
-    """Every run's section; a further one of a suite's task tells what differs from the first, which it names."""
+    """Every run's section; a further one of a suite's task tells what differs from the first, which it names.
+
+    What its line tells is not told again.
+    """
     first: dict[tuple[Any, ...], tuple[int, Run]] = {}
     sections = []
     for number, run in enumerate(runs, start=1):
@@ -294,15 +302,14 @@ def _runs(runs: Sequence[Run], embedded: dict[str, int]) -> list[dict[str, Any]]
 
 def _run(run: Run, embedded: dict[str, int], other: tuple[int, Run] | None) -> dict[str, Any]:
     record = run.record
-    metrics = ", ".join(
-        f"{metric_of(name).label} {show_metric(name, value)}"
-        for name, value in list(record.get("metrics", {}).items())[:2]
-    )
+    metrics = [
+        (metric_of(name).label, show_metric(name, value)) for name, value in list(record.get("metrics", {}).items())[:2]
+    ]
     seed = "no seed" if record.get("seed") is None else f"seed {record['seed']}"
-    known = set(facts(other[1].record)) if other else set()
+    known = {*facts(other[1].record), *metrics, ("seed", str(record.get("seed")))} if other else set()
     return {
         "name": record.get("run", "unnamed run"),
-        "summary": " · ".join(part for part in (seed, metrics) if part),
+        "summary": " · ".join(filter(None, (seed, ", ".join(" ".join(metric) for metric in metrics)))),
         "other": other and {"number": other[0], "name": other[1].record.get("run", "unnamed run")},
         "facts": [fact for fact in facts(record) if fact not in known],
         "charts": [_chart(chart) for chart in run.charts],
