@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,14 +15,12 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from adpe.data.checks.layout import check_coco_root, check_segmentation_root
 from adpe.data.scenes import write_scenes
 from adpe.errors import UserError
 from adpe.suites.local_runner import execute, finished_record
+from adpe.suites.own_inputs import with_data
 from adpe.suites.suite import Run, Suite, expand
 from adpe.suites.suite_file import read_suite
-
-_SUBSET = "train_dataloader.dataset.indices"
 
 
 @dataclass(frozen=True)
@@ -122,10 +119,9 @@ def demo_runs(options: Options, suite: Suite, data: Data, folder: Path) -> list[
     Raises:
         UserError: for data that are not laid out as expected.
     """
-    segmentation = check_segmentation_root(data.root)
-    detection = check_coco_root(data.root)
-    check_coco_root(data.root, "instances_validation.json", "images/validation", classes=detection.classes)
-    shared: dict[str, Any] = {"data_root": str(data.root), "record.dataset": data.name}
+    # All of a user's images are used, few as they may be.
+    suite = with_data(suite, data.root, data.name, whole=options.data_root is not None)
+    shared: dict[str, Any] = {}
     if options.iterations is not None:
         shared["max_iters"] = options.iterations
     if options.image_size is not None:
@@ -136,13 +132,8 @@ def demo_runs(options: Options, suite: Suite, data: Data, folder: Path) -> list[
     chosen_seeds = options.seeds or suite.seeds
     tasks = []
     for task in suite.tasks:
-        found = detection if "detection" in task.config else segmentation
-        # All of a user's images are used, few as they may be.
-        own: Mapping[str, Any] = {k: v for k, v in task.options.items() if k != _SUBSET or options.data_root is None}
         seeds = [seed for seed in task.seeds if seed in chosen_seeds] or list(chosen_seeds[:1])
-        tasks.append(
-            replace(task, options={**own, "num_classes": len(found.classes)}, seeds=tuple(seeds) if task.seeds else ())
-        )
+        tasks.append(replace(task, seeds=tuple(seeds) if task.seeds else ()))
     chosen = replace(suite, tasks=tuple(tasks), seeds=chosen_seeds)
     if options.seeds:
         chosen = replace(chosen, pretraining_seeds=options.seeds)

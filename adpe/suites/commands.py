@@ -53,13 +53,18 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--jobs", type=_positive, help="runs at a time; default: 1, or as the budget says")
     run.add_argument("--budget", metavar="NAME", help="another size of the suite, of those that its file declares")
     run.add_argument("--seeds", type=int, nargs="+", default=[], help="only these of the suite's seeds")
+    run.add_argument("--encoder", metavar="FILE", help="the encoder of a suite that takes one, such as real_weights: "
+                     "any file that adpe.load_encoder reads")  # fmt: skip
+    run.add_argument("--name", help="of that encoder in tables and paths; default: the file's")
+    run.add_argument("--data-root", metavar="FOLDER", help="your data instead of those that the suite brings, in the "
+                     "layout of ADE20K with COCO's instances_{training,validation}.json")  # fmt: skip
     run.add_argument("--slurm", metavar="PARTITION", help="submit batch jobs instead of starting processes")
     run.add_argument("--gpus-per-node", type=_positive, default=8)
     run.add_argument("--cpus-per-task", type=_positive, default=5, help="of a Slurm job, for each GPU")
     run.add_argument("--time", help="limit of a Slurm job, such as 2-00:00:00; a longer run is requeued and resumes")
     run.add_argument("--account", help="of Slurm")
     run.add_argument("--sbatch-args", default="", help="further ones, such as --sbatch-args='--qos=long --mem=64G'")
-    for name, text in (("pretraining", "every pretraining"), ("task", "every transfer")):
+    for name, text in (("pretraining", "every pretraining"), ("task", "every transfer; TASK:KEY=VALUE for one task")):
         run.add_argument(f"--{name}-options", nargs="+", action=OptionAction, metavar="KEY=VALUE", help=f"for {text}")
 
     prepare = add("prepare", _prepare, "Write the data that a suite brings itself; `run` does it too.")
@@ -128,7 +133,8 @@ def _enter(work_dir: str, suite: Suite) -> Path:
 def _run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from adpe.suites.local_runner import estimate, execute
+    from adpe.suites.local_runner import estimate, execute, refuse_others
+    from adpe.suites.own_inputs import check_sizes, takes_encoder, with_data, with_encoder
     from adpe.suites.slurm_runner import submit
     from adpe.suites.suite_file import read_suite
 
@@ -136,6 +142,12 @@ def _run(args: argparse.Namespace) -> int:
     jobs = args.jobs or (suite.budgets[args.budget].jobs if args.budget in suite.budgets else 1)
     if args.budget:
         suite = suite.sized(args.budget)
+    if args.encoder:
+        suite = with_encoder(suite, args.encoder, args.name)
+    elif takes_encoder(suite):
+        raise UserError(f"suite {suite.name} is about an encoder of yours: give its file by --encoder FILE.")
+    if args.data_root:
+        suite = with_data(suite, args.data_root)
     folder = _enter(args.work_dir, suite)
     runs = expand(
         suite,
@@ -145,6 +157,9 @@ def _run(args: argparse.Namespace) -> int:
         pretraining_options=args.pretraining_options or {},
         task_options=args.task_options or {},
     )
+    if args.encoder:
+        check_sizes(runs)
+        refuse_others(runs, folder)
     if args.dry_run:
         _print_plan(suite, runs, folder, args)
         return 0

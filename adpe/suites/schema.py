@@ -56,7 +56,8 @@ METHOD = {
     "pretraining": Key("path of a config", "none", "pretrains the encoder; with neither this nor `checkpoint` it "
                        "starts at random"),
     "epochs": Key(_NUMBER, "not said", "epochs of pretraining, for the record; the config or `options` set them"),
-    "checkpoint": Key("path", "none", "an encoder that is there already; not beside `pretraining`"),
+    "checkpoint": Key("path", "none", "an encoder that is there already, or `{encoder}`, which `--encoder` names; not "
+                      "beside `pretraining`"),
     "options": Key(_OPTIONS, "none", "put into the pretraining's config"),
     "transfer": Key(_OPTIONS, "none", "put into every task's config: what this encoder needs, such as its `position`"),
     "cost": _COST,

@@ -218,7 +218,10 @@ def expand(
         gpus: of every run, instead of the suite's.
         seeds: the only ones to run; all if empty.
         pretraining_options: put over those of the suite in every pretraining.
-        task_options: the same for every transfer.
+        task_options: the same for every transfer; ``TASK:KEY`` for the one task of that name, as `slug` writes it.
+
+    Raises:
+        UserError: for a seed or a task that the suite does not have.
     """
     unknown = [seed for seed in seeds if seed not in suite.seeds]
     if unknown:
@@ -228,6 +231,7 @@ def expand(
     runs: dict[str, Run] = {}
 
     changes = dict(pretraining_options or {})
+    for_task = _by_task(suite, task_options or {})
 
     def add(run: Run) -> None:
         runs.setdefault(run.name, run)
@@ -257,7 +261,7 @@ def expand(
             needs = add_pretraining(method, seed)
             sweep = sweep_text(point)
             name = "/".join(filter(None, (slug(method.name), slug(task.name), slug(sweep or ""), f"seed{seed}")))
-            options = {**task_settings(task, method, point), **(task_options or {})}
+            options = {**task_settings(task, method, point), **for_task[task.name]}
             start = "random"
             if needs or method.checkpoint:
                 start = "pretrained"
@@ -268,6 +272,19 @@ def expand(
             add(Run(suite.name, name, method.name, task.name, task.config, seed, processes, _with_data(options, folder),
                     sweep, needs, task.cost))  # fmt: skip
     return list(runs.values())
+
+
+def _by_task(suite: Suite, options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The options of each task, of those for all (``KEY``) and for one (``TASK:KEY``), which go before."""
+    general = {key: value for key, value in options.items() if ":" not in key}
+    found = {slug(task.name): dict(general) for task in suite.tasks}
+    for key, value in options.items():
+        name, separator, rest = key.partition(":")
+        if separator and name not in found:
+            raise UserError(f"{key}: suite {suite.name} has no task {name!r}; it has {', '.join(found)}.")
+        if separator:
+            found[name][rest] = value
+    return {task.name: found[slug(task.name)] for task in suite.tasks}
 
 
 def task_settings(task: Task, method: Method, point: Mapping[str, float]) -> dict[str, Any]:

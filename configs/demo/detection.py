@@ -18,7 +18,8 @@ crop_size = 48
 max_iters = 300
 lr = 2e-3
 channels = 32
-strides = [4, 8, 16]
+patch_size = 8
+strides = [patch_size // 2, patch_size, 2 * patch_size]
 model = dict(
     type="MaskRCNN",
     data_preprocessor=dict(
@@ -49,7 +50,7 @@ model = dict(
             roi_layer=dict(type="RoIAlign", output_size=7, sampling_ratio=2),
             out_channels=channels,
             featmap_strides=strides,
-            finest_scale=16,
+            finest_scale=2 * patch_size,
         ),
         bbox_head=dict(
             type="Shared2FCBBoxHead",
@@ -67,7 +68,7 @@ model = dict(
             roi_layer=dict(type="RoIAlign", output_size=14, sampling_ratio=2),
             out_channels=channels,
             featmap_strides=strides,
-            finest_scale=16,
+            finest_scale=2 * patch_size,
         ),
         mask_head=dict(
             type="FCNMaskHead",
