@@ -133,8 +133,8 @@ def _enter(work_dir: str, suite: Suite) -> Path:
 def _run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from adpe.suites.local_runner import estimate, execute, refuse_others
-    from adpe.suites.own_inputs import check_sizes, takes_encoder, with_data, with_encoder
+    from adpe.suites.local_runner import estimate, execute
+    from adpe.suites.own_inputs import check_sizes, refuse_others, takes_encoder, with_data, with_encoder
     from adpe.suites.slurm_runner import submit
     from adpe.suites.suite_file import read_suite
 

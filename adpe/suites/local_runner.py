@@ -29,7 +29,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from adpe.errors import EXIT_PREEMPTED, UserError
+from adpe.errors import EXIT_PREEMPTED
 from adpe.files import ROOT, atomic_write
 from adpe.leaderboard.records import append_record, read_records
 from adpe.suites.suite import Run
@@ -75,20 +75,6 @@ def changed_command(run: Run, folder: Path) -> str | None:
         return None
     before = path.read_text().strip()
     return before if sorted(shlex.split(before)) != sorted(run.command(folder)) else None
-
-
-def refuse_others(runs: Sequence[Run], folder: Path) -> None:
-    """Check that what is in the folder was run by the same commands: on the same encoder and data.
-
-    Raises:
-        UserError: naming the first run that was not.
-    """
-    for run in runs:
-        if before := changed_command(run, folder):
-            raise UserError(
-                f"{run.work_dir(folder)} was run on another encoder or with other options ({before}). Remove it, or "
-                "choose another --work-dir."
-            )
 
 
 def estimate(runs: Sequence[Run], folder: Path) -> list[str]:

@@ -117,6 +117,22 @@ def check_sizes(runs: Sequence[Run]) -> None:
         )
 
 
+def refuse_others(runs: Sequence[Run], folder: Path) -> None:
+    """Check that what is in the folder was run by the same commands: on the same encoder and data.
+
+    Raises:
+        UserError: naming the first run that was not.
+    """
+    from adpe.suites.local_runner import changed_command
+
+    for run in runs:
+        if before := changed_command(run, folder):
+            raise UserError(
+                f"{run.work_dir(folder)} was run on another encoder or with other options ({before}). Remove it, or "
+                "choose another --work-dir."
+            )
+
+
 def _at(root: Path, options: Mapping[str, Any]) -> dict[str, Any]:
     """Options on the data of a folder; what scenes have apart, images for pretraining, are those of training there."""
     return {

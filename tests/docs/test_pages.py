@@ -9,13 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from encoder_files import encoder_file
 from mmengine.registry import DATASETS, DefaultScope
 from PIL import Image
+from safetensors.torch import load_file
 from typed_commands import typed
 
 from adpe.data.scenes import write_scenes
 from adpe.engine.config import read_config
 from adpe.leaderboard.records import read_records
+from adpe.suites.own_inputs import with_encoder
 from adpe.suites.suite import expand
 from adpe.suites.suite_file import read_suite
 
@@ -138,13 +142,44 @@ def test_own_coco(checkout: Path):
     typed(verify.replace("data/mine", "shown"))
 
 
+@pytest.mark.slow(150)
+def test_real_weights(checkout: Path):
+    """The file of DINOv2's names through all four tasks, on scenes and class folders; the other lines as plans."""
+    file = checkout / "vits14.pth"
+    torch.save(load_file(encoder_file(checkout, "dinov2")), file)
+    root = write_scenes(checkout / "data/mine", num_train=24, num_val=4, num_unlabelled=0, size=48)
+    for split, names in (("train", "ab"), ("test", "ab")):
+        for index, image in enumerate(sorted((root / "images/training").iterdir())):
+            target = checkout / "data/mine_folders" / split / names[index % 2] / image.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(image, target)
+    quick, full, table, own, larger = blocks("real_weights.md", "bash")
+    for plan, runs in ((quick, 8), (full, 24), (larger, 24)):
+        assert typed(f"{plan.rstrip()} --dry-run").count("tools/train.py") == runs
+    # Suites run in the root of the repository, from where a relative path of --task-options is read.
+    folders = ("k-nn:data_root=data/", f"k-nn:data_root={checkout}/data/"), ("num_classes=20", "num_classes=2")
+    few = " linear-segmentation:max_iters=2 upernet:max_iters=2 mask-r-cnn:max_iters=2 --budget quick"
+    typed(f"{shortened(own, *folders).rstrip()}{few}")
+    records, faults = read_records(checkout / "work_dirs/mine/real_weights_quick/records.jsonl")
+    assert not faults
+    assert [(one["start"], one["dataset"]) for one in records] == [
+        (start, "mine_folders" if index == 0 else "mine") for start in ("random", "pretrained") for index in range(4)
+    ]
+    assert {one["method"] for one in records} == {"random start", file.stem}
+    printed = typed(shortened(table, ("work_dirs/suites/real_weights", "work_dirs/mine")))
+    assert all(metric in printed for metric in ("top-1", "mIoU", "box AP"))
+
+
 @pytest.mark.slow
 def test_suites(checkout: Path):
     """The page's suite has the runs that it declares."""
-    (text,) = blocks("suites.md", "yaml")
+    text, with_room = blocks("suites.md", "yaml")
     (checkout / "my_suite.yaml").write_text(text)
     runs = expand(read_suite(checkout / "my_suite.yaml"), checkout / "work_dirs/suites/my_suite")
     assert len(runs) == 2 + 2 * 3  # pretrainings; both points with seed 0 and the reported one with seed 1, for each
+    (checkout / "room.yaml").write_text(f"title: Mine\nseeds: [0]\n{with_room}")
+    room = with_encoder(read_suite(checkout / "room.yaml"), encoder_file(checkout))
+    assert expand(room, checkout)[1].options["encoder.patch_size"] == 14
     dry, table = blocks("suites.md", "bash")
     printed = typed(dry)
     for run in runs:

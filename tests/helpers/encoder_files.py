@@ -23,8 +23,8 @@ LIBRARIES: dict[str, dict[str, Any]] = {
 
 
 def encoder_file(folder: Path, library: str = "timm", patch: int = 14, **options: Any) -> Path:
-    """2 blocks x 128 on 4 x 4 patches, in the names of a library, without a specification: the path."""
-    size = {"img_size": 4 * patch, "patch_size": patch, "embed_dim": 128}
+    """4 blocks x 128 on 4 x 4 patches, in the names of a library, without a specification: the path."""
+    size = {"img_size": 4 * patch, "patch_size": patch, "embed_dim": 128, "depth": 4}
     encoder = checkpoint_cases.encoder(**{**size, **LIBRARIES[library], **options})
     if library == "dinov2":  # timm's names with the blocks in one chunk, and a mask token
         named = {name.replace("blocks.", "blocks.0."): tensor for name, tensor in encoder.state_dict().items()}

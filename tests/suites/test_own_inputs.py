@@ -29,7 +29,7 @@ def test_the_architecture_of_a_file_reaches_every_task(library: str, tmp_path: P
     assert [run.name for run in runs] == [
         f"{method}/{task}/seed0" for method in ("random-start", file.stem.replace("_", "-")) for task in TASKS
     ]
-    architecture = {"patch_size": 14, "embed_dim": 128, "depth": 2, "num_heads": 2, **LIBRARIES[library]}
+    architecture = {"patch_size": 14, "embed_dim": 128, "depth": 4, "num_heads": 2, **LIBRARIES[library]}
     if "init_values" in architecture:
         architecture["init_values"] = 1.0  # LayerScale of a random start leaves the blocks as they are
     pretraining = [224, 224] if "mae" in library else [56, 56]  # a fixed table is written as MAE has it
@@ -108,7 +108,7 @@ def test_data_of_ones_own(tmp_path: Path) -> None:
 @pytest.mark.slow(60)
 def test_both_starts_run_and_another_file_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Linear segmentation of scenes from DINOv2's names and a random start: one protocol, the weights are loaded."""
-    root = write_scenes(tmp_path / "mine", num_train=8, num_val=4, num_unlabelled=0, size=48)
+    root = write_scenes(tmp_path / "mine", num_train=16, num_val=4, num_unlabelled=0, size=48)
     suite = {
         "title": "One task",
         "seeds": [0],

@@ -306,6 +306,9 @@
     image.addEventListener("keydown", (event) => event.key === "Enter" && open());
   }
 
+  // Not written into the page, which would have these texts twice.
+  for (const element of document.querySelectorAll(".long")) element.title = element.textContent;
+
   // A link can hold a view: #sort=2 (second column), #sort=-2 (descending), #filter=words, #mixed=1, or the anchor of a run.
   const view = () => {
     const hash = new URLSearchParams(location.hash.slice(1));
