@@ -177,10 +177,11 @@ def lost_process(error: Exception) -> str | None:
 
 
 def leave(status: int) -> NoReturn:
-    """Leave the group and end this rank with `status`.
+    """Leave the group and end this rank with `status`, without the interpreter's teardown.
 
-    gloo's threads may outlive the group for a moment. C++'s teardown of the process calls std::terminate if it meets
-    one, and a run whose work is all saved would have failed with SIGABRT: it is left out.
+    A thread of gloo that lets go of the last barrier's tensors asks for the GIL. A thread that asks during teardown
+    is ended by CPython, to which C++ answers by std::terminate: the rank would end with SIGABRT, and a run whose
+    work is all saved as failed.
     """
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()

@@ -306,7 +306,7 @@
     image.addEventListener("keydown", (event) => event.key === "Enter" && open());
   }
 
-  // Not written into the page, which would have these texts twice.
+  // Texts that are cut to two lines are whole under the pointer; written into the page, they would be there twice.
   for (const element of document.querySelectorAll(".long")) element.title = element.textContent;
 
   // A link can hold a view: #sort=2 (second column), #sort=-2 (descending), #filter=words, #mixed=1, or the anchor of a run.
@@ -331,10 +331,6 @@
       target.scrollIntoView();
     }
   };
-  // Texts that are cut to two lines are whole under the pointer.
-  document.addEventListener("pointerover", ({ target }) => {
-    if (target.matches(".long")) target.title = target.textContent;
-  });
   window.addEventListener("hashchange", view);
   view();
   root.dataset.ready = "true";
