@@ -17,7 +17,7 @@ from adpe.distributed import free_port
 from adpe.engine.processes import TIMEOUT, join
 from adpe.errors import UserError
 
-SHORT = 20  # s that a process waits for the other one; on a busy machine they start seconds apart
+SHORT = 12  # s that a process waits for the other one; on a busy machine they start seconds apart
 TORCHRUN_ENDS = 30  # s, after which torchrun kills what does not end by SIGTERM
 SLACK = 90  # s, of a busy machine
 

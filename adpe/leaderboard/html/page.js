@@ -175,7 +175,7 @@
         }
         make(group, "circle", { class: "mean", cx: x(item.mean), cy: middle, r: 5, fill: fillOf(item.kind) });
         make(group, "text", { x: end + 7, y: middle + 4 }, item.mean.toFixed(spec.digits));
-        group.addEventListener("pointermove", (event) => tip(figure, item.detail, ...place(figure, event)));
+        group.addEventListener("pointermove", (event) => tip(figure, `${item.label}\n${item.detail}`, ...place(figure, event)));
         y += row;
       }
     }

@@ -212,7 +212,7 @@ def _bars(table: Table, name: str) -> dict[str, Any]:
     names = Counter((row.protocol, row.name) for row in rows)
     for row in rows:
         cell = row.cells[name]
-        details = [row.name, f"mean {value_entry(name, cell).text}", difference_entry(name, row).text]
+        details = [f"mean {value_entry(name, cell).text}", difference_entry(name, row).text]
         details += [f"seed {seed}: {value:.{metric.digits}f}" for seed, value in cell.values.items()]
         details += [row.pretraining or "", row.source or ""]
         alike = names[row.protocol, row.name] > 1
@@ -287,9 +287,9 @@ def _picture(picture: Picture, embedded: dict[str, int]) -> dict[str, Any]:
 
 
 def _runs(runs: Sequence[Run], embedded: dict[str, int]) -> list[dict[str, Any]]:
-    """Every run's section; a further one of a suite's task tells what differs from the first, which it names.
+    """Every run's section; a further one of a suite's task tells what differs from the first, to which it links.
 
-    What its line tells is not told again.
+    What its line tells is not told again, nor the config's hash, which the seed changes.
     """
     first: dict[tuple[Any, ...], tuple[int, Run]] = {}
     sections = []
@@ -310,8 +310,8 @@ def _run(run: Run, embedded: dict[str, int], other: tuple[int, Run] | None) -> d
     return {
         "name": record.get("run", "unnamed run"),
         "summary": " · ".join(filter(None, (seed, ", ".join(" ".join(metric) for metric in metrics)))),
-        "other": other and {"number": other[0], "name": other[1].record.get("run", "unnamed run")},
-        "facts": [fact for fact in facts(record) if fact not in known],
+        "other": other and other[0],
+        "facts": [fact for fact in facts(record) if fact not in known and not (other and fact[0] == "config sha256")],
         "charts": [_chart(chart) for chart in run.charts],
         "pictures": [_picture(picture, embedded) for picture in run.pictures],
     }
