@@ -163,7 +163,9 @@ def test_real_weights(checkout: Path):
     folders = ("k-nn:data_root=data/", f"k-nn:data_root={checkout}/data/"), ("num_classes=20", "num_classes=2")
     few = " linear-segmentation:max_iters=2 upernet:max_iters=2 mask-r-cnn:max_iters=2 --budget quick"
     plan = typed(f"{shortened(own, *folders).rstrip()}{few} --dry-run")
-    runs = [line for line in plan.splitlines() if line.startswith("python tools/train.py") and "start=pretrained" in line]
+    runs = [
+        line for line in plan.splitlines() if line.startswith("python tools/train.py") and "start=pretrained" in line
+    ]
     typed("\n".join(runs))
     records, faults = read_records(checkout / "work_dirs/mine/real_weights_quick/records.jsonl")
     assert not faults
