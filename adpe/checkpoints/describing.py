@@ -190,7 +190,7 @@ def _infer(
 def _shapes(tensors: Mapping[str, Tensor], path: str) -> dict[str, Any]:
     """What the shapes of an encoder's tensors show."""
     patches, hidden = tensors.get("patch_embed.proj.weight"), tensors.get("blocks.0.mlp.fc1.weight")
-    if patches is None or patches.ndim != 4 or patches.shape[2] != patches.shape[3]:
+    if patches is None or patches.ndim != 4 or patches.shape[2] != patches.shape[3] or not patches.numel():
         shape = "none" if patches is None else tuple(patches.shape)
         raise UserError(f"{path}: patch_embed.proj.weight is {shape}, expected (width, channels, patch, patch).")
     width = len(patches)
