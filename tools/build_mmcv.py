@@ -40,6 +40,14 @@ def pinned_mmcv() -> tuple[str, str]:
     return match[1], match[2]
 
 
+def asked_mmcv(requirement: str) -> tuple[str, str]:
+    """Distribution and version of ``NAME==VERSION``."""
+    match = re.fullmatch(r"([\w.-]+)==([\w.+-]+)", requirement)
+    if match is None:
+        sys.exit(f"error: {requirement}: expected NAME==VERSION, such as mmcv==2.1.0.")
+    return match[1], match[2]
+
+
 def ops_kind() -> str:
     """``cpu``, or e.g. ``cu130_sm90`` where ops for the GPU can be built."""
     asked = os.environ.get("TORCH_CUDA_ARCH_LIST", "")
@@ -121,7 +129,7 @@ def install(target: Path, device: str) -> bool:
 
 def main() -> None:
     """Install from the cache, or build first where the cache has no wheel that works."""
-    name, version = sys.argv[1].split("==") if sys.argv[1:] else pinned_mmcv()
+    name, version = asked_mmcv(sys.argv[1]) if sys.argv[1:] else pinned_mmcv()
     kind = ops_kind()
     python = f"cp{sys.version_info.major}{sys.version_info.minor}"
     # Without a GPU the CUDA ops are compiled, and tried on the CPU alone.

@@ -32,6 +32,7 @@ from adpe.engine.settings.device import fit_to_device
 from adpe.engine.settings.start import settle_start
 from adpe.errors import UserError
 from adpe.files import atomic_write
+from adpe.garbage import collect_as_usual
 
 _TOLD = 30.0  # seconds between lines of progress
 _ANNOTATIONS = ("LoadAnnotations", "LoadPanopticAnnotations", "FilterAnnotations")
@@ -106,6 +107,7 @@ def infer(
     writer = {"mmseg": _write_segmentation, "mmdet": _write_detection}.get(model.scope, _write_classification)
     done, names, records = Predicted(), _names(paths), []  # type: ignore[var-annotated]
     draw = _drawer(model, score_threshold)
+    collect_as_usual()
     folder, told = Path(out), time.time()
     folder.mkdir(parents=True, exist_ok=True)
     for batch in _batches(paths, pipeline, batch_size, done):

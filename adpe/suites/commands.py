@@ -159,6 +159,7 @@ def _run(args: argparse.Namespace) -> int:
     )
     if args.encoder:
         check_sizes(runs)
+    if args.encoder or args.data_root:
         refuse_others(runs, folder)
     if args.dry_run:
         _print_plan(suite, runs, folder, args)
