@@ -108,8 +108,6 @@ def _data(options: Options, suite: Suite, folder: Path, console: Console) -> Dat
         )
         return Data(root, [str(root / "unlabelled"), *options.images], "embedded_scenes", text)
     root = options.data_root.resolve()
-    if not root.is_dir():
-        raise UserError(f"DATA_ROOT {root} does not exist: expected images/, annotations/, instances_*.json.")
     return Data(root, [str(root / "images/training"), *options.images], root.name, str(root))
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from adpe.errors import UserError
-from adpe.suites.suite import Run, Suite, Task, slug
+from adpe.suites.suite import Run, Suite, Task, at_data, slug
 
 ENCODER = "{encoder}"
 _EVERY = "{encoder.*}"
@@ -24,6 +24,8 @@ _KEY = re.compile(r"\{encoder\.(\w+)\}")
 _USUAL = ("model", "pytorch_model", "encoder", "checkpoint", "weights")
 # Takes a part of the training images.
 _SUBSET = "train_dataloader.dataset.indices"
+# Scenes have images for pretraining apart; a user's are those of training.
+_TRAINING = "images/training"
 
 
 def takes_encoder(suite: Suite) -> bool:
@@ -90,9 +92,9 @@ def with_data(suite: Suite, root: str | Path, name: str | None = None, whole: bo
             classes = (boxes if "detection" in task.config else masks).classes
             own = {key: value for key, value in task.options.items() if key != _SUBSET or not whole}
             told = {"num_classes": len(classes), "record.dataset": name or root.name}
-            task = replace(task, options={**_at(root, own), **told})
+            task = replace(task, options={**at_data(own, root, _TRAINING), **told})
         tasks.append(task)
-    methods = [replace(method, options=_at(root, method.options)) for method in suite.methods]
+    methods = [replace(method, options=at_data(method.options, root, _TRAINING)) for method in suite.methods]
     return replace(suite, tasks=tuple(tasks), methods=tuple(methods), data=None)
 
 
@@ -131,16 +133,6 @@ def refuse_others(runs: Sequence[Run], folder: Path) -> None:
                 f"{run.work_dir(folder)} was run on another encoder or with other options ({before}). Remove it, or "
                 "choose another --work-dir."
             )
-
-
-def _at(root: Path, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options on the data of a folder; what scenes have apart, images for pretraining, are those of training there."""
-    return {
-        key: value.replace("{data}/unlabelled", f"{root}/images/training").replace("{data}", str(root))
-        if isinstance(value, str)
-        else value
-        for key, value in options.items()
-    }
 
 
 def _described(path: Path) -> dict[str, Any]:

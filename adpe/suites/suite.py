@@ -245,7 +245,7 @@ def expand(
         home = suite.shared_pretraining
         options |= _record(home or suite.name, name, method, "random", None, changes.get("epochs", method.epochs))
         run = Run(suite.name, name, method.name, "pretraining", method.pretraining, own, processes,
-                  _with_data(options, folder), cost=method.cost, home=home)  # fmt: skip
+                  at_data(options, folder / "data"), cost=method.cost, home=home)  # fmt: skip
         add(run)
         return name
 
@@ -269,8 +269,8 @@ def expand(
                 options["pretrained"] = str(encoder)
             epochs = changes.get("epochs", method.epochs) if needs else method.epochs
             options |= _record(suite.name, name, method, start, sweep, epochs)
-            add(Run(suite.name, name, method.name, task.name, task.config, seed, processes, _with_data(options, folder),
-                    sweep, needs, task.cost))  # fmt: skip
+            add(Run(suite.name, name, method.name, task.name, task.config, seed, processes,
+                    at_data(options, folder / "data"), sweep, needs, task.cost))  # fmt: skip
     return list(runs.values())
 
 
@@ -322,9 +322,13 @@ def _record(suite: str, name: str, method: Method, start: str, sweep: str | None
     return options
 
 
-def _with_data(options: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+def at_data(options: Mapping[str, Any], root: Path, unlabelled: str = "unlabelled") -> dict[str, Any]:
+    """Options on the data in a folder, the images of pretraining in its folder `unlabelled`."""
+
     def fill(value: Any) -> Any:
-        return value.replace("{data}", str(folder / "data")) if isinstance(value, str) else value
+        if not isinstance(value, str):
+            return value
+        return value.replace("{data}/unlabelled", f"{root}/{unlabelled}").replace("{data}", str(root))
 
     return {name: fill(value) for name, value in options.items()}
 

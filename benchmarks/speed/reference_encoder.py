@@ -48,7 +48,7 @@ class PlainViTDet(nn.Module):
         self.heads, self.patch_size = encoder.num_heads, encoder.patch_size
         self.windows = [attention.window_size for attention in encoder.attentions()]
         image = encoder.patch_embed.proj.weight
-        grid = (encoder.img_size[0] // self.patch_size, encoder.img_size[1] // self.patch_size)
+        grid = encoder.grid_of(encoder.img_size)
         table = encoder.position_table(grid, image)[:, 1:].detach().unflatten(1, grid)
         self.positions: Tensor
         self.register_buffer("positions", table.clone())
@@ -116,7 +116,6 @@ class TimmLastMap(nn.Module):
         from timm.models.vision_transformer import VisionTransformer as TimmViT
 
         image = encoder.patch_embed.proj.weight
-        grid = (encoder.img_size[0] // encoder.patch_size, encoder.img_size[1] // encoder.patch_size)
         self.model = TimmViT(
             img_size=encoder.img_size,
             patch_size=encoder.patch_size,
@@ -128,8 +127,12 @@ class TimmLastMap(nn.Module):
             final_norm=False,
         ).to(image.device)
         state = {name: tensor for name, tensor in encoder.state_dict().items() if not name.startswith("norm.")}
-        state["pos_embed"] = encoder.position_table(grid, image).detach()
+        state["pos_embed"] = encoder.position_table(encoder.grid_of(encoder.img_size), image).detach()
         self.model.load_state_dict(state)
+
+    def weight(self, name: str) -> Tensor:
+        """A weight by the encoder's name, which is timm's."""
+        return self.model.get_parameter(name)
 
     def forward(self, images: Tensor) -> Tensor:
         """``(B, 3, H, W)`` of the encoder's `img_size` to the map after the last block, ``(B, D, h, w)``."""
@@ -154,7 +157,7 @@ def mmseg_mae(encoder: VisionTransformer) -> nn.Module:
         norm_cfg={"type": "LN", "eps": 1e-6},
         init_values=1.0,
     )
-    grid = (encoder.img_size[0] // encoder.patch_size, encoder.img_size[1] // encoder.patch_size)
+    grid = encoder.grid_of(encoder.img_size)
     state = {"pos_embed": encoder.position_table(grid, encoder.patch_embed.proj.weight).detach()}
     for name, tensor in encoder.state_dict().items():
         if not name.startswith("norm."):

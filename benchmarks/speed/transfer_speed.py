@@ -138,12 +138,12 @@ def compare(name: str, arguments: argparse.Namespace, console: Console, ceiling:
         )
     console.print(verdict, highlight=False)
     spread = f"{median(ratios):.2f}x ({min(ratios):.2f}-{max(ratios):.2f})"
-    share_of_ceiling = f"{matmul_flops(contestants['ours']) / median(times['ours']) / ceiling:.0%}"
+    share_of_ceiling = f"{counted_flops(contestants['ours']) / median(times['ours']) / ceiling:.0%}"
     seconds = [f"{median(times[side]):.3f}" for side in ("peer", "ours")]
     return [name, *seconds, spread, share_of_ceiling, *cells, errors], True
 
 
-def matmul_flops(step: Callable[[], None]) -> float:
+def counted_flops(step: Callable[[], None]) -> float:
     """Floating-point operations of a step's matrix products and convolutions, attention written out."""
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         step()
@@ -210,11 +210,8 @@ def disagreement(ours: VisionTransformer, peer: nn.Module, images: Tensor) -> tu
         y = model(images)
         (y * torch.randn(y.shape, generator=torch.Generator().manual_seed(2)).to(y.device)).sum().backward()
         features.append(y.detach())
-    if isinstance(peer, PlainViTDet):
+    if isinstance(peer, (PlainViTDet, TimmLastMap)):
         theirs = {name: peer.weight(name).grad for name, _ in ours.named_parameters()}
-    elif isinstance(peer, TimmLastMap):
-        parameters = dict(peer.model.named_parameters())
-        theirs = {name: parameters[name].grad for name, _ in ours.named_parameters()}
     else:
         parameters = dict(peer.backbone.named_parameters())  # type: ignore[union-attr, operator]
         theirs = {name: parameters[to_mmseg_name(name)].grad for name, _ in ours.named_parameters()}

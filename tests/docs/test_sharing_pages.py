@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,9 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from typed_commands import typed
 
 import adpe
-from adpe import cli
 from adpe.leaderboard.records import append_record, read_records
 from adpe.models.specification import specification_of
 
@@ -29,13 +28,6 @@ TINY = (
 def blocks(page: str, language: str) -> list[str]:
     text = (ROOT / "docs" / page).read_text()
     return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
-
-
-def typed(commands: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run commands of `adpe`, which have to end well."""
-    for line in commands.strip().splitlines():
-        monkeypatch.setattr("sys.argv", shlex.split(line))
-        assert shlex.split(line)[0] == "adpe" and cli.main() == 0
 
 
 def python(text: str) -> dict[str, Any]:
@@ -56,13 +48,13 @@ def test_the_page_on_a_folder_of_images(tmp_path: Path, monkeypatch) -> None:
     first, second = blocks("folder_of_images.md", "bash")
     (snippet,) = blocks("folder_of_images.md", "python")
     assert "--hours 2" in first  # in which these images would be seen 1,600 times
-    typed(f"{first.strip().replace('--hours 2', '--hours 0.001')} --cfg-options model.depth=1 {TINY}", monkeypatch)
+    typed(f"{first.strip().replace('--hours 2', '--hours 0.001')} --cfg-options model.depth=1 {TINY}")
     work_dir = tmp_path / "work_dirs/photos112_adpe_photos"
     (record,) = read_records(work_dir / "record.jsonl")[0]
     assert 1 <= record["protocol"]["facts"]["epochs"] < 1600
     assert record["trial"]["measured"][0]["images_per_s"] > 0
     assert "epochs=200 model.depth=6" in second and "epochs=200, model__depth=6" in snippet
-    typed(second.replace("epochs=200 model.depth=6", f"epochs=1 model.depth=1 {TINY}"), monkeypatch)
+    typed(second.replace("epochs=200 model.depth=6", f"epochs=1 model.depth=1 {TINY}"))
     written = (tmp_path / "work_dirs/mine/encoder.safetensors").stat().st_mtime_ns
     options = ", ".join(part.replace(".", "__") for part in TINY.split())
     found = python(snippet.replace("epochs=200, model__depth=6", f"epochs=1, model__depth=1, {options}"))
@@ -84,7 +76,7 @@ def test_the_page_on_sharing(tmp_path: Path, monkeypatch) -> None:
     }  # fmt: skip
     append_record(tmp_path / "work_dirs/knn/record.jsonl", record)
     share, to_vit = blocks("sharing.md", "bash")
-    typed(share, monkeypatch)
+    typed(share)
     card = yaml.safe_load((tmp_path / "shared/README.md").read_text().split("---\n")[1])
     assert card["license"] == "cc-by-4.0"
     assert card["model-index"][0]["results"][0]["metrics"][0]["value"] == 31.5
@@ -95,5 +87,5 @@ def test_the_page_on_sharing(tmp_path: Path, monkeypatch) -> None:
     maps = found["maps"](torch.zeros(1, 3, 32, 32))
     assert [tuple(one.shape) for one in maps] == [(1, 192, 2, 2)] * 2
     assert found["transform"].transforms[-1].mean.tolist() == pytest.approx([0.4] * 3)
-    typed(to_vit, monkeypatch)
+    typed(to_vit)
     assert {file.name for file in (tmp_path / "shared_vit").iterdir()} >= {"preprocessor_config.json", "config.json"}

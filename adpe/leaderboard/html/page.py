@@ -177,7 +177,7 @@ def _table(table: Table, runs: Sequence[Run]) -> dict[str, Any]:
         cells = [
             {
                 "text": entry.text,
-                "number": None if entry.number is None else _short(entry.number),
+                "number": None if entry.number is None else _rounded(entry.number),
                 "numeric": numeric[index],
                 "is_best": entry.is_best,
                 "notes": entry.notes,
@@ -221,9 +221,9 @@ def _bars(table: Table, name: str) -> dict[str, Any]:
                 "label": f"{row.name}, {row.pretraining}" if alike and row.pretraining else row.name,
                 "group": row.protocol,
                 "kind": "baseline" if row.is_baseline else row.kind,
-                "mean": _short(cell.summary.mean) if cell.summary else None,
-                "std": _short(cell.summary.std) if cell.summary and cell.summary.std is not None else None,
-                "values": [_short(value) for value in cell.values.values()] if len(cell.values) > 1 else [],
+                "mean": _rounded(cell.summary.mean) if cell.summary else None,
+                "std": _rounded(cell.summary.std) if cell.summary and cell.summary.std is not None else None,
+                "values": [_rounded(value) for value in cell.values.values()] if len(cell.values) > 1 else [],
                 "detail": "\n".join(filter(None, details)),
             }
         )
@@ -241,7 +241,7 @@ def _bars(table: Table, name: str) -> dict[str, Any]:
     }
 
 
-def _short(number: float) -> float:
+def _rounded(number: float) -> float:
     """To six digits, more than any column shows."""
     return float(f"{number:.6g}")
 
