@@ -182,7 +182,7 @@ def configs(setting: Setting) -> Iterator[Result]:
     from adpe.engine.config import read_config
 
     groups: dict[str, tuple[list[str], Any]] = {}
-    for path in sorted((ROOT / "configs" / "pretrain").glob("*.py")):
+    for path in sorted((ROOT / "configs" / "pretrain").rglob("*.py")):
         cfg = read_config(path)
         dataset = cfg.train_dataloader.dataset
         if "crops" not in dataset or any(cfg.model.get(role, "") is None for role in ("tokenizer", "parts")):

@@ -145,6 +145,7 @@ class Suite:
         ]
         chosen = {task.name: {} for task in self.tasks} if budget.tasks is None else budget.tasks
         tasks = [replace(t, options={**t.options, **chosen[t.name]}) for t in self.tasks if t.name in chosen]
+        values = [value for part in (*methods, *tasks) for value in part.options.values()]
         return replace(
             self,
             name=f"{self.name}_{name}",
@@ -152,6 +153,8 @@ class Suite:
             pretraining_seeds=seeds,
             methods=tuple(methods),
             tasks=tuple(tasks),
+            # Scenes take pycocotools to write: a budget that reads none does without.
+            data=self.data if any("{data}" in str(value) for value in values) else None,
         )
 
 
