@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from adpe.data.sources.tar_index import Member, TarIndex
 from adpe.errors import UserError
 
 MAX_IMAGE_BYTES = 256 * 2**20  # one encoded image
@@ -99,7 +100,7 @@ class TarArchive:
 
     Args:
         path: the archive.
-        cache_dir: folder for the unpacked tar of a compressed one; see `default_cache_dir`.
+        cache_dir: folder for the unpacked tar of a compressed one, and for the index; see `default_cache_dir`.
 
     Raises:
         UserError: if the archive is damaged, grows beyond the limit, holds unsafe names, or the cache is not writable.
@@ -109,17 +110,22 @@ class TarArchive:
         self.path = path
         suffix = next((suffix for suffix in COMPRESSED if path.name.lower().endswith(suffix)), None)
         self.file = _SharedFile(path if suffix is None else _unpack(path, suffix, cache_dir))
+        self.index = TarIndex(Path(self.file.path), cache_dir)
 
-    def members(self) -> Iterator[tuple[str, int, int]]:
+    def members(self) -> list[Member]:
         """`(name, offset in bytes, size in bytes)` of every regular file."""
-        try:
-            yield from self._members(0, "", nested=True)
-        except DAMAGE as error:
-            if isinstance(error, UserError):
-                raise
-            raise _damaged(self.path, error) from error
+        found = self.index.read()
+        if found is None:
+            try:
+                found = list(self._members(0, "", nested=True))
+            except DAMAGE as error:
+                if isinstance(error, UserError):
+                    raise
+                raise _damaged(self.path, error) from error
+            self.index.write(found)
+        return found
 
-    def _members(self, start: int, prefix: str, nested: bool) -> Iterator[tuple[str, int, int]]:
+    def _members(self, start: int, prefix: str, nested: bool) -> Iterator[Member]:
         stream = io.BufferedReader(_SharedFile(self.file.path), 2**16)
         stream.seek(start)
         with stream, tarfile.open(fileobj=stream, mode="r:") as archive:

@@ -102,23 +102,29 @@ class AdPESeededDataset(Dataset):
         return self.dataset.get_data_info(index % len(self))
 
     def __getitem__(self, index: int) -> Any:
-        times, index = divmod(index, len(self))
-        seed, words = _seeds(_ITEM, self.seed, times, index)
-        python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
-        random.seed(seed)
-        np.random.seed(words)
-        torch.default_generator.manual_seed(seed)
-        try:
-            return self.dataset[index]
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)
-            torch.set_rng_state(cpu)
+        return self._drawn([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
         if isinstance(self.dataset, AdPEImageDataset):  # which reads no global generator
             return self.dataset.__getitems__([index % len(self) for index in indices])
-        return [self[index] for index in indices]
+        return self._drawn(indices)
+
+    def _drawn(self, indices: Sequence[int]) -> list[Any]:
+        python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
+        items = []
+        try:
+            for position in indices:
+                times, index = divmod(position, len(self))
+                seed, words = _seeds(_ITEM, self.seed, times, index)
+                random.seed(seed)
+                np.random.seed(words)
+                torch.default_generator.manual_seed(seed)
+                items.append(self.dataset[index])
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+            torch.set_rng_state(cpu)
+        return items
 
 
 @DATA_SAMPLERS.register_module()

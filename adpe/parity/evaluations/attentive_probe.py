@@ -188,8 +188,8 @@ def _schedule(case: GoldenCase) -> CaseResult:
     errors = []
     for name, said in case.options["curves"].items():
         factors = capi_factors(said["iterations"], said["warmup_iters"])
-        chosen = factors[case.arrays[f"input.{name}.iteration"].numpy().astype(int)]
-        errors.append(float(np.abs(chosen - case.arrays[f"output.{name}.factor"].numpy()).max()))
+        chosen = factors[case.arrays[f"input.{name}.iteration"].cpu().numpy().astype(int)]
+        errors.append(float(np.abs(chosen - case.arrays[f"output.{name}.factor"].cpu().numpy()).max()))
     return case.result({"schedule": largest_error(errors)})
 
 

@@ -127,7 +127,7 @@ def _loss(case: GoldenCase) -> CaseResult:
 
 
 def _metrics(case: GoldenCase) -> CaseResult:
-    scores, targets = (case.arrays[f"input.{name}"].numpy() for name in ("scores", "targets"))
+    scores, targets = (case.arrays[f"input.{name}"].cpu().numpy() for name in ("scores", "targets"))
     each, mean = ranked_precision(scores, targets, "zero")
     ours = {
         "average_precision": torch.from_numpy(each), "mAP": torch.tensor(mean),

@@ -68,7 +68,7 @@ def _masks(case: GoldenCase) -> CaseResult:
         for kind, value in ours.items():
             theirs = case.arrays.get(f"output.{name}.{kind}")
             if theirs is None and (bits := case.arrays.get(f"output.{name}.{kind}_bits")) is not None:
-                unpacked = np.unpackbits(bits.numpy().astype(np.uint8), axis=-1)[..., : value.shape[-1]]
+                unpacked = np.unpackbits(bits.cpu().numpy().astype(np.uint8), axis=-1)[..., : value.shape[-1]]
                 theirs = torch.from_numpy(unpacked)
             if theirs is not None:
                 errors.append(relative_error(value, theirs))

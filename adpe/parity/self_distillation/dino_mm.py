@@ -44,7 +44,7 @@ def check_case(case: GoldenCase) -> CaseResult:
 
 
 def _array(case: GoldenCase, name: str) -> np.ndarray:
-    return case.arrays[name].numpy()
+    return case.arrays[name].cpu().numpy()
 
 
 def _error(ours: np.ndarray, theirs: np.ndarray) -> float:
@@ -201,8 +201,8 @@ def _probe(case: GoldenCase) -> CaseResult:
     with torch.no_grad():
         logits = linear(features)
         losses = [F.multilabel_soft_margin_loss(linear(x), y) for x, y in batches]
-        precision = [micro_and_macro(linear(x).numpy(), y.numpy())[0] for x, y in batches]
-    micro, macro = micro_and_macro(logits.numpy(), targets.numpy())
+        precision = [micro_and_macro(linear(x).cpu().numpy(), y.cpu().numpy())[0] for x, y in batches]
+    micro, macro = micro_and_macro(logits.cpu().numpy(), targets.cpu().numpy())
     weights = [len(x) for x, _ in batches]
     pairs = {
         "features": features, "logits": logits, "loss": F.multilabel_soft_margin_loss(logits, targets),

@@ -1,0 +1,63 @@
+"""A large tar's members are found once: its index is read again, never for another archive, never where damaged."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from image_files import cache, write_tar  # noqa: F401  fixture
+
+from adpe.data.sources.images import ImageSource
+from adpe.data.sources.tar_index import WORTH_KEEPING
+
+pytestmark = pytest.mark.usefixtures("cache")
+
+
+@pytest.fixture
+def large(tmp_path):
+    files = {f"class{i % 7}/{i}.png": str(i).encode() for i in range(WORTH_KEEPING - 1)}
+    return write_tar(tmp_path / "large.tar", {**files, "class0/süß \udcff.png": b"last"}), files
+
+
+def everything(source):
+    return [(path, source.read(i), source.label(i)) for i, path in enumerate(source.paths)]
+
+
+def test_the_index_stands_for_the_headers(large, cache):
+    path, files = large
+    first = everything(ImageSource(path))
+    assert len(first) == WORTH_KEEPING
+    (index,) = (cache / "indices").iterdir()
+    status = path.stat()
+    with open(path, "r+b") as file:  # no header of it can be read any more
+        file.write(b"\xff" * 512)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert everything(ImageSource(path)) == first
+    assert [*(cache / "indices").iterdir()] == [index]
+
+
+def test_another_archive_is_indexed_anew(large, cache):
+    path, files = large
+    ImageSource(path)
+    write_tar(path, {name: data[::-1] for name, data in files.items()})
+    source = ImageSource(path)
+    assert source.read(source.paths.index(f"{path}/class0/14.png")) == b"41"
+
+
+@pytest.mark.parametrize("damage", [b"", b"PK\x03\x04 but no more", None])
+def test_a_damaged_index_is_written_again(large, cache, damage):
+    path, _ = large
+    first = everything(ImageSource(path))
+    (index,) = (cache / "indices").iterdir()
+    whole = index.read_bytes()
+    index.write_bytes(whole[:-30] if damage is None else damage)
+    assert everything(ImageSource(path)) == first
+    assert index.read_bytes() == whole
+
+
+def test_small_archives_and_a_read_only_cache_keep_none(large, cache, tmp_path):
+    ImageSource(write_tar(tmp_path / "small.tar", {"a.png": b"1"}))
+    assert not (cache / "indices").exists()
+    cache.mkdir(exist_ok=True)
+    (cache / "indices").write_bytes(b"a file in the way")
+    assert len(ImageSource(large[0])) == WORTH_KEEPING
