@@ -114,15 +114,18 @@ def parity(setting: Setting) -> Iterator[Result]:
 
 
 def resume(setting: Setting) -> Iterator[Result]:
-    """A pretraining that is killed and resumed ends bit-equal to one that is not; and does one repeat itself?"""
+    """A pretraining that is killed and resumed ends bit-equal to one that is not; and does one repeat itself?
+
+    The first is asked of deterministic kernels: others may add in the order in which they finish.
+    """
     with tempfile.TemporaryDirectory() as folder:
         images = Path(folder, "images")
         write_images(images, 64)
-        first = train(Path(folder, "first"), images)
-        second = train(Path(folder, "second"), images)
-        resumed = train(Path(folder, "killed"), images, kill_at="epoch_8.pth")
-        equal = same(first, resumed)
-        yield {"repeats": same(first, second), "resumes": equal, "passed": equal}
+        first, second = (train(Path(folder, name), images) for name in ("first", "second"))
+        whole = train(Path(folder, "whole"), images, "--deterministic")
+        resumed = train(Path(folder, "killed"), images, "--deterministic", kill_at="epoch_8.pth")
+        equal = same(whole, resumed)
+        yield {"repeats": same(first, second), "resumes": equal, "deterministic": True, "passed": equal}
 
 
 def write_images(folder: Path, count: int) -> None:
@@ -136,11 +139,11 @@ def write_images(folder: Path, count: int) -> None:
         Image.fromarray(blocks).resize((64, 64)).save(folder / f"{i}.png")
 
 
-def train(work_dir: Path, images: Path, kill_at: str | None = None) -> Path:
+def train(work_dir: Path, images: Path, *options: str, kill_at: str | None = None) -> Path:
     """Pretrain for 16 epochs of one iteration through the launcher; SIGKILL when a checkpoint appears, then resume."""
     command = [
         sys.executable, "tools/train.py", "configs/demo/pretrain.py", "--work-dir", str(work_dir), "--seed", "0",
-        "--resume", "--cfg-options", f"sources={images}", "epochs=16", "default_hooks.checkpoint.interval=8",
+        "--resume", *options, "--cfg-options", f"sources={images}", "epochs=16", "default_hooks.checkpoint.interval=8",
     ]  # fmt: skip
     if kill_at:
         process = subprocess.Popen(

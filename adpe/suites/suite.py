@@ -145,7 +145,7 @@ class Suite:
         ]
         chosen = {task.name: {} for task in self.tasks} if budget.tasks is None else budget.tasks
         tasks = [replace(t, options={**t.options, **chosen[t.name]}) for t in self.tasks if t.name in chosen]
-        values = [value for part in (*methods, *tasks) for value in part.options.values()]
+        options = [method.options for method in methods] + [task.options for task in tasks]
         return replace(
             self,
             name=f"{self.name}_{name}",
@@ -154,7 +154,7 @@ class Suite:
             methods=tuple(methods),
             tasks=tuple(tasks),
             # Scenes take pycocotools to write: a budget that reads none does without.
-            data=self.data if any("{data}" in str(value) for value in values) else None,
+            data=self.data if any("{data}" in str(value) for one in options for value in one.values()) else None,
         )
 
 

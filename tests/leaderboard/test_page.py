@@ -39,6 +39,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.elements.append((tag, dict(attrs)))
+        self.in_cell &= tag not in ("table", "tr")  # cells may stand without an end
         if tag == "table":
             self.tables.append([])
         elif tag == "tr":
@@ -53,7 +54,7 @@ class Page(HTMLParser):
             self.in_cell = True
 
     def handle_endtag(self, tag: str) -> None:
-        if tag in ("td", "th"):
+        if tag in ("td", "th", "table"):
             self.in_cell = self.in_heading = False
 
     def handle_data(self, data: str) -> None:
@@ -179,6 +180,30 @@ def test_a_further_seed_tells_what_differs_from_the_first(tmp_path: Path, pictur
     page_of(tmp_path / "index.html", picture, [found[0], found[1] | {"precision": "bfloat16"}])
     sections = (tmp_path / "index.html").read_text().split('<details id="run-')[1:]
     assert "<dt>task<dd>" in sections[1] and "<dt>precision<dd>" in sections[1]
+
+
+def test_runs_that_differ_in_their_seed_share_a_section(tmp_path: Path, picture: Picture) -> None:
+    found = [one | {"run": f"{one['method']}/{one['start']}/seed{one['seed']}"} for one in records()]
+    found[1]["precision"] = "bfloat16"
+    board = build_leaderboard(found)
+    write_page(tmp_path / "index.html", "x", board, runs=[Run(one) for one in found])
+    page = Page((tmp_path / "index.html").read_text())
+    rows = list(dict.fromkeys((one["run"].rpartition("/")[0], str(one["fingerprint"])) for one in found))
+    targets = [element["id"] for tag, element in page.elements if tag == "details" and "id" in element]
+    assert targets == [f"run-{number}" for number in range(1, len(rows) + 1)] and len(rows) == 5
+    sections = (tmp_path / "index.html").read_text().split('<details id="run-')[1:]
+    assert f"<span>{rows[0][0]}</span> <small>seed 0 · seed 1</small>" in sections[0]
+    assert "<dt>task<dd>" in sections[0] and "<dt>seed<dd>" not in sections[0] and "<dt>mIoU<dd>" not in sections[0]
+    assert page.tables[1][0][:2] == ["seed", "mIoU"]
+    columns = dict(zip(map(str.strip, page.tables[1][0]), zip(*page.rows(1), strict=True), strict=True))
+    assert columns["seed"] == ("0", "1") and columns["mIoU"] == ("40.00", "42.00")
+    assert columns["precision"] == ("", "bfloat16") and "pixel accuracy" not in columns
+    # Both seeds of the row lead there.
+    links = Page((tmp_path / "index.html").read_text().partition('<section id="runs">')[0]).attributes("a", "href")
+    assert [link for link in links if link.startswith("#run-")].count("#run-1") == 2
+    # A run with a picture keeps a section of its own.
+    write_page(tmp_path / "index.html", "x", board, runs=[Run(one, pictures=[picture]) for one in found])
+    assert Page((tmp_path / "index.html").read_text()).count("details", id="run-8") == 1
 
 
 def test_curves_are_valid_json_with_gaps_for_nan(tmp_path: Path, picture: Picture) -> None:

@@ -222,3 +222,9 @@ def test_a_budget_is_the_suite_in_another_size(tmp_path: Path) -> None:
     assert "max_iters" not in expand(suite, Path("runs/two"))[1].options
     with pytest.raises(UserError, match=r"long.*short"):
         suite.sized("long")
+
+
+def test_a_budget_without_tasks_on_scenes_brings_none() -> None:
+    suite = read_suite("study_cifar10")
+    assert suite.data is not None and suite.sized("gpu10").data is None
+    assert read_suite("real_weights").sized("quick").data is not None

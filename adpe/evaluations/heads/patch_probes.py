@@ -273,7 +273,7 @@ def pixel_scores(labels: Tensor, prediction: Tensor, ignore_labels: Sequence[int
         UserError: if all pixels are ignored.
     """
     valid = is_kept(labels.flatten(), ignore_labels)
-    true, found = labels.flatten()[valid].long(), prediction.flatten()[valid].long()
+    true, found = labels.flatten()[valid].long(), prediction.flatten().to(labels.device)[valid].long()
     if not len(true):
         raise UserError("all pixels of the ground truth are ignored.")
     size = int(max(true.max(), found.max())) + 1

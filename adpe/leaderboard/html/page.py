@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -100,21 +101,22 @@ def write_page(
         introduction: paragraphs below the heading.
         charts: curves of several runs together.
         pictures: of the whole comparison.
-        runs: one section each, linked from the seeds of its row; without those that have nothing to show, such as
-            pretrainings of which only the record is left.
+        runs: sections, linked from the seeds of their rows: one for each run with charts or pictures, one for those of
+            the others that differ in their seed. Without runs that have nothing to show, such as pretrainings of which
+            only the record is left.
 
     Raises:
         UserError: if a picture is missing or not an image.
     """
     script = (_FOLDER / "page.js").read_text(encoding="utf-8")
     embedded: dict[str, int] = {}
-    runs = [run for run in runs if run.record.get("metrics") or run.charts or run.pictures]
+    sections_of_runs = _grouped([run for run in runs if run.record.get("metrics") or run.charts or run.pictures])
     sections = {
         "leaderboard": ("Leaderboard", leaderboard.tables),
         "reported": ("Reported", leaderboard.problems),
         "curves": ("Curves", charts),
         "pictures": ("Pictures", pictures),
-        "runs": ("Runs", runs),
+        "runs": ("Runs", sections_of_runs),
     }
     environment = Environment(
         loader=FileSystemLoader(_FOLDER),
@@ -128,11 +130,11 @@ def write_page(
         title=title,
         introduction=introduction,
         sections=[(anchor, name) for anchor, (name, content) in sections.items() if content],
-        tables=[_table(table, runs) for table in leaderboard.tables],
+        tables=[_table(table, sections_of_runs) for table in leaderboard.tables],
         problems=leaderboard.problems,
         charts=[_chart(chart) for chart in charts],
         pictures=[_picture(picture, embedded) for picture in pictures],
-        runs=_runs(runs, embedded),
+        runs=_runs(sections_of_runs, embedded),
         css=(_FOLDER / "page.css").read_text(encoding="utf-8"),
         script=script,
         script_hash=f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}",
@@ -168,7 +170,7 @@ def facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     return lines
 
 
-def _table(table: Table, runs: Sequence[Run]) -> dict[str, Any]:
+def _table(table: Table, runs: Sequence[Sequence[Run]]) -> dict[str, Any]:
     numeric, titles = is_numeric(table), header(table)
     protocols = {letter: {"name": name, "text": text, "difference": difference}
                  for letter, (name, text, difference) in zip(table.protocols, legend(table), strict=True)}  # fmt: skip
@@ -199,9 +201,14 @@ def _table(table: Table, runs: Sequence[Run]) -> dict[str, Any]:
     }
 
 
-def _seeds(row: Row, runs: Sequence[Run]) -> list[tuple[str, int | None]]:
+def _seeds(row: Row, runs: Sequence[Sequence[Run]]) -> list[tuple[str, int | None]]:
     """Seeds of the row, with the number of the section of the run where there is one."""
-    sections = {run.record.get("seed"): number for number, run in enumerate(runs, start=1) if run.record in row.records}
+    sections = {
+        run.record.get("seed"): number
+        for number, members in enumerate(runs, start=1)
+        for run in members
+        if run.record in row.records
+    }
     return [(str(seed), sections.get(seed)) for seed in sorted(row.seeds)]
 
 
@@ -286,32 +293,74 @@ def _picture(picture: Picture, embedded: dict[str, int]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _runs(runs: Sequence[Run], embedded: dict[str, int]) -> list[dict[str, Any]]:
-    """Every run's section; a further one of a suite's task tells what differs from the first, to which it links.
+def _grouped(runs: Sequence[Run]) -> list[list[Run]]:
+    """The runs of every section: those that differ in their seed share one if they have no charts and no pictures."""
+    groups: dict[tuple[Any, ...], list[Run]] = {}
+    for number, run in enumerate(runs):
+        alone = bool(run.charts or run.pictures) and number
+        key = run.record.get("suite"), _without_seed(run), plain(run.record.get("fingerprint")), alone
+        groups.setdefault(key, []).append(run)
+    return list(groups.values())
+
+
+def _without_seed(run: Run) -> str:
+    return re.sub(r"/seed\d+$", "", str(run.record.get("run", "unnamed run")))
+
+
+def _runs(runs: Sequence[Sequence[Run]], embedded: dict[str, int]) -> list[dict[str, Any]]:
+    """Every section; a further one of a suite's task tells what differs from the first, to which it links.
 
     What its line tells is not told again, nor the config's hash, which the seed changes.
     """
-    first: dict[tuple[Any, ...], tuple[int, Run]] = {}
+    first: dict[tuple[Any, ...], tuple[int, dict[str, str]]] = {}
     sections = []
-    for number, run in enumerate(runs, start=1):
-        kind = (*(run.record.get(name) for name in _KIND), *(name for name, _ in facts(run.record)))
-        other = first.setdefault(kind, (number, run))
-        sections.append(_run(run, embedded, other if other[0] != number else None))
+    for number, members in enumerate(runs, start=1):
+        record, shared = members[0].record, _shared(members)
+        kind = (*(record.get(name) for name in _KIND), *dict(facts(record)))
+        other = first.setdefault(kind, (number, shared))
+        sections.append(_section(members, embedded, shared, other if other[0] != number else None))
     return sections
 
 
-def _run(run: Run, embedded: dict[str, int], other: tuple[int, Run] | None) -> dict[str, Any]:
-    record = run.record
-    metrics = [
-        (metric_of(name).label, show_metric(name, value)) for name, value in list(record.get("metrics", {}).items())[:2]
-    ]
-    seed = "no seed" if record.get("seed") is None else f"seed {record['seed']}"
-    known = {*facts(other[1].record), *metrics, ("seed", str(record.get("seed")))} if other else set()
+def _shared(members: Sequence[Run]) -> dict[str, str]:
+    """The facts that all of some runs have in common."""
+    known = [dict(facts(run.record)) for run in members]
+    return {name: text for name, text in known[0].items() if all(other.get(name) == text for other in known[1:])}
+
+
+def _section(
+    members: Sequence[Run],
+    embedded: dict[str, int],
+    shared: Mapping[str, str],
+    other: tuple[int, dict[str, str]] | None,
+) -> dict[str, Any]:
+    record = members[0].record
+    seeds = [_seed(run) for run in members]
+    numbers = list(record.get("metrics", {}).items())[:2]
+    metrics = [(metric_of(name).label, show_metric(name, value)) for name, value in numbers]
+    told = {"seed", "config sha256", *dict(metrics)}
+    own = [fact for fact in shared.items() if other is None or (fact not in other[1].items() and fact[0] not in told)]
+    alone = len(members) == 1
     return {
-        "name": record.get("run", "unnamed run"),
-        "summary": " · ".join(filter(None, (seed, ", ".join(" ".join(metric) for metric in metrics)))),
+        "name": record.get("run", "unnamed run") if alone else _without_seed(members[0]),
+        "summary": " · ".join(filter(None, (seeds[0], ", ".join(map(" ".join, metrics)))) if alone else seeds),
         "other": other and other[0],
-        "facts": [fact for fact in facts(record) if fact not in known and not (other and fact[0] == "config sha256")],
-        "charts": [_chart(chart) for chart in run.charts],
-        "pictures": [_picture(picture, embedded) for picture in run.pictures],
+        "facts": own,
+        "by_seed": [] if alone else _by_seed(members, shared),
+        "charts": [_chart(chart) for run in members for chart in run.charts],
+        "pictures": [_picture(picture, embedded) for run in members for picture in run.pictures],
     }
+
+
+def _seed(run: Run) -> str:
+    seed = run.record.get("seed")
+    return "no seed" if seed is None else f"seed {seed}"
+
+
+def _by_seed(members: Sequence[Run], shared: Mapping[str, str]) -> list[list[str]]:
+    """A table of what several runs do not share: its head, and a line for each."""
+    known = [dict(facts(run.record)) for run in members]
+    names = dict.fromkeys(name for one in known for name in one if name not in {*shared, "seed", "config sha256"})
+    lines = [[_seed(run).removeprefix("seed "), *(one.get(name, "") for name in names)]
+             for run, one in zip(members, known, strict=True)]  # fmt: skip
+    return [["seed", *names], *lines]

@@ -24,7 +24,7 @@ def everything(source):
 
 
 def test_the_index_stands_for_the_headers(large, cache):
-    path, files = large
+    path, _ = large
     first = everything(ImageSource(path))
     assert len(first) == WORTH_KEEPING
     (index,) = (cache / "indices").iterdir()
