@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from adpe.leaderboard.ranking.rows import Cell
 from adpe.leaderboard.tables import difference_text, escape_markdown, value_entry
 from adpe.leaderboard.tasks import is_defined, metric_of, short_names
-from adpe.leaderboard.uncertainty.seeds import seed_difference, summarise
+from adpe.leaderboard.uncertainty.seeds import Difference, detectable, seed_difference, summarise
 from adpe.suites.suite import Suite, expand
 
 
@@ -38,19 +39,27 @@ def overview(suite: Suite, records: Sequence[Mapping[str, Any]], confidence: flo
     if not values:
         return ""
     first = suite.methods[0].name
-    rows = []
+    rows, found_in = [], {column: [] for column in suite.overview}
     for method in suite.methods:
         row = [escape_markdown(method.name)]
         for column in suite.overview:
             own, other = values.get((method.name, *column)), values.get((first, *column))
-            row.append(_cell(own, other if method.name != first else None, column[1], confidence) if own else "")
+            compared = own and other and method.name != first
+            difference = seed_difference(own, other, confidence) if compared else None
+            found_in[column].append(difference)
+            row.append(_cell(own, difference, column[1], confidence) if own else "")
         rows.append(row)
     titles = ["Method", *(f"{task}: {_title(name)}" for task, name in suite.overview)]
-    seeds = max(len(found) for found in values.values())
+    power = [_power(differences, name) for (_, name), differences in found_in.items()]
+    counts = sorted({len(found) for found in values.values()})
+    seeds = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     note = (
         f"Mean ± standard deviation over {seeds} seeds; below it the paired difference to {first} with its "
         f"{confidence:.0%} t interval, bold where that excludes 0. Each interval holds by itself."
     )
+    if any(power):
+        rows.append(["*power*", *power])
+        note += " Power: the true difference that so many seeds find in four of five repetitions, median of the rows."
     lines = [titles, ["---"] * len(titles), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{note}"
 
@@ -60,10 +69,15 @@ def _title(name: str) -> str:
     return metric.label if metric.higher_is_better else f"{metric.label} (lower is better)"
 
 
-def _cell(own: dict[int, float], other: Mapping[int, float] | None, name: str, confidence: float) -> str:
+def _cell(own: dict[int, float], difference: Difference | None, name: str, confidence: float) -> str:
     text = str(value_entry(name, Cell(own, summarise(list(own.values()), confidence))))
-    if not other:
+    if difference is None:
         return text
-    difference = seed_difference(own, other, confidence)
     change = difference_text(name, difference)
     return f"{text}<br>{f'**{change}**' if difference.is_clear else change}"
+
+
+def _power(differences: Sequence[Difference | None], name: str) -> str:
+    """The difference that the seeds of a column could have shown; nothing without intervals."""
+    sizes = [size for one in differences if one is not None and (size := detectable(one)) is not None]
+    return f"{statistics.median(sizes):.{metric_of(name).digits}f}" if sizes else ""

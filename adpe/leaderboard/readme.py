@@ -48,7 +48,8 @@ def generated() -> str:
     ]
     if records or faults:
         board = build_leaderboard(records, baseline=BASELINES, faults=faults)
-        told = [text for suite in suites for text in (_told(suite, records), overview(suite, records))]
+        sizes = [one for suite in suites for one in (suite, *map(suite.sized, suite.budgets))]
+        told = [text for suite in sizes for text in (_told(suite, records), overview(suite, records))]
         parts += ["### Our runs", *filter(None, told), to_markdown(board, level=4, sentences=False).strip()]
     return "\n\n".join(parts)
 

@@ -81,6 +81,7 @@ BUDGET = {
     "pretraining": Key(_OPTIONS, "none", "put over the options of every pretraining"),
     "tasks": Key("mapping of names to options", "all", "the tasks that run, with what is put over their options"),
     "jobs": Key("positive whole number", "1", "runs at a time"),
+    "text": Key("text", "the suite's", "what this size is and shows"),
 }
 CLAIM = {
     "method": Key("name of a method", None, "the encoder"),

@@ -86,6 +86,7 @@ class Budget:
         pretraining: options put over those of every pretraining.
         tasks: name of a task -> options put over its own; tasks that are left out do not run. None runs all.
         jobs: runs at a time.
+        text: instead of the suite's.
     """
 
     seeds: tuple[int, ...] = ()
@@ -93,6 +94,7 @@ class Budget:
     pretraining: Mapping[str, Any] = field(default_factory=dict)
     tasks: Mapping[str, Mapping[str, Any]] | None = None
     jobs: int = 1
+    text: str = ""
 
 
 @dataclass(frozen=True)
@@ -149,11 +151,14 @@ class Suite:
         return replace(
             self,
             name=f"{self.name}_{name}",
+            title=f"{self.title} (--budget {name})",
+            text=budget.text or self.text,
             seeds=seeds,
             pretraining_seeds=seeds,
             methods=tuple(methods),
             tasks=tuple(tasks),
             # Scenes take pycocotools to write: a budget that reads none does without.
+            overview=tuple(column for column in self.overview if column[0] in chosen),
             data=self.data if any("{data}" in str(value) for one in options for value in one.values()) else None,
         )
 

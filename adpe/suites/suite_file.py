@@ -257,6 +257,7 @@ def _budget(item: Any, where: str, tasks: Sequence[Task]) -> Budget:
         _options(item, "pretraining", where),
         chosen,
         int(_positive(item.get("jobs", 1), f"{where}: jobs")),
+        str(item.get("text", "")).strip(),
     )
 
 

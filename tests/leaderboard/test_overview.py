@@ -45,6 +45,17 @@ def test_cells_are_means_and_paired_differences(tmp_path: Path):
     assert lines[2] == "| random start | 29.00 ± 1.00 |  |"
     # 3.0, 3.1 and 2.9: mean 3, standard error 0.0577, t 4.3027 with two degrees of freedom.
     assert lines[3] == r"| MAE+ | 32.00 ± 0.95<br>**+3.00 (+2.75 to +3.25)** | 11.00 ± 1.41 |"
+    # Half the interval, 0.248, times 1 + t(0.8) / t(0.975) = 1 + 1.061 / 4.303.
+    assert lines[4] == "| *power* | 0.31 |  |" and "over 2 to 3 seeds" in lines[-1]
+
+
+def test_a_size_of_a_suite_has_the_columns_of_its_tasks(tmp_path: Path):
+    suite = read(tmp_path, SUITE + "budgets: {short: {tasks: {k-NN: {}}, text: A short one.}}").sized("short")
+    found = [{**one, "suite": "mine_short"} for one in records({"random-start/k-nn": [28.0, 29.0]})]
+    assert overview(suite, found).splitlines()[:3] == [
+        "| Method | k-NN: top-1 |", "| --- | --- |", "| random start | 28.50 ± 0.71 |",
+    ]  # fmt: skip
+    assert suite.text == "A short one." and suite.title.startswith("two tasks")
 
 
 def test_noise_is_not_bold_and_a_repeated_run_counts_once(tmp_path: Path):

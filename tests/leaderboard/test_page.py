@@ -262,6 +262,8 @@ def test_facts_have_units() -> None:
         ("wall time", "1 min 1 s"),
         ("peak memory", "1.50 GiB"),
     ]
+    lines = facts({"commit": "0123456789abcdef01234567-dirty", "time": "2026-11-21T17:10:02+00:00"})
+    assert lines == [("commit", "0123456789ab-dirty"), ("time", "2026-11-21 17:10 UTC")]
 
 
 def test_missing_and_broken_pictures_are_named(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ FULL: dict[str, Any] = {
     ],
     "budgets": {
         "short": {"seeds": [0], "epochs": 2, "pretraining": {"epochs": 2}, "tasks": {"upernet": {"max_iters": 1}},
-                  "jobs": 2},
+                  "jobs": 2, "text": "A short one."},
     },
     "claims": [
         {"method": "MAE", "task": "upernet", "at": {"lr": 2.0}, "reproduces": "mae-vitb-ade20k-mmseg",

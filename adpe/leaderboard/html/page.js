@@ -118,7 +118,10 @@
   // Means as points, since the axis need not begin at 0; whole protocols until there are enough, the rest on demand.
   const drawBars = (figure, spec, width, state) => {
     const row = 21, heading = 26, top = 8, right = 58;
-    const words = new Map(spec.groups), letters = [...words.keys()];
+    const letters = spec.groups;
+    // The table tells what its protocols are.
+    const heads = figure.closest("article").querySelectorAll("tr.protocol");
+    const words = new Map([...heads].map((head) => [head.dataset.letter, head.textContent.trim()]));
     const named = spec.named;
     let shown = [];
     for (const letter of letters) {

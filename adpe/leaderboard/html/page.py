@@ -125,7 +125,7 @@ def write_page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.policies["json.dumps_kwargs"] = {"sort_keys": True, "separators": (",", ":")}
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": True, "separators": (",", ":"), "ensure_ascii": False}
     html = environment.get_template("page_template.html").render(
         title=title,
         introduction=introduction,
@@ -161,6 +161,10 @@ def facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
             lines += [(metric_of(name).label, show_metric(name, number)) for name, number in value.items()]
         elif key == "protocol":
             lines.append((key, plain(value.get("facts", value))))
+        elif key == "time":
+            lines.append((key, f"{str(value)[:16].replace('T', ' ')} UTC"))
+        elif key == "commit":
+            lines.append((key, re.sub(rf"^(\w{{{_HASH}}})\w*", r"\1", str(value))))
         elif key.endswith("sha256"):
             lines.append((key.replace("_", " "), str(value)[:_HASH]))
         elif key == "pretrained_from" and isinstance(value, Mapping):
@@ -172,7 +176,7 @@ def facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _table(table: Table, runs: Sequence[Sequence[Run]]) -> dict[str, Any]:
     numeric, titles = is_numeric(table), header(table)
-    protocols = {letter: {"name": name, "text": text, "difference": difference}
+    protocols = {letter: {"letter": letter, "name": name, "text": text, "difference": difference}
                  for letter, (name, text, difference) in zip(table.protocols, legend(table), strict=True)}  # fmt: skip
     rows = []
     for row, line in zip(table.results, body(table), strict=True):
@@ -239,11 +243,7 @@ def _bars(table: Table, name: str) -> dict[str, Any]:
         "title": f"{metric.label} by method" + (", grouped by protocol" if len(shown) > 1 else ""),
         "digits": metric.digits,
         "named": len(table.protocols) > 1,
-        "groups": [
-            [letter, f"{title}: {text}"]
-            for letter, (title, text, _) in zip(table.protocols, legend(table), strict=True)
-            if letter in shown
-        ],
+        "groups": [letter for letter in table.protocols if letter in shown],
         "bars": bars,
     }
 
@@ -300,7 +300,7 @@ def _grouped(runs: Sequence[Run]) -> list[list[Run]]:
         alone = bool(run.charts or run.pictures) and number
         key = run.record.get("suite"), _without_seed(run), plain(run.record.get("fingerprint")), alone
         groups.setdefault(key, []).append(run)
-    return list(groups.values())
+    return [sorted(members, key=lambda run: run.record.get("seed") or 0) for members in groups.values()]
 
 
 def _without_seed(run: Run) -> str:
