@@ -39,13 +39,14 @@ def overview(suite: Suite, records: Sequence[Mapping[str, Any]], confidence: flo
     if not values:
         return ""
     first = suite.methods[0].name
-    rows, found_in = [], {column: [] for column in suite.overview}
+    rows = []
+    found_in: dict[tuple[str, str], list[Difference | None]] = {column: [] for column in suite.overview}
     for method in suite.methods:
         row = [escape_markdown(method.name)]
         for column in suite.overview:
             own, other = values.get((method.name, *column)), values.get((first, *column))
-            compared = own and other and method.name != first
-            difference = seed_difference(own, other, confidence) if compared else None
+            compared = method.name != first
+            difference = seed_difference(own, other, confidence) if own and other and compared else None
             found_in[column].append(difference)
             row.append(_cell(own, difference, column[1], confidence) if own else "")
         rows.append(row)
