@@ -88,6 +88,7 @@ MOVED = {
     "coco_multilabel_vitb.py": "multi_label/coco_vitb.py",
     "scenes_multilabel.py": "multi_label/scenes.py",
     "scenes_multilabel_linear.py": "multi_label/scenes_linear.py",
+    **{f"backbones/demo_{name}.py": f"demo/segmentation_{name}.py" for name in ("gcvit", "saliency", "spvit")},
     **{
         f"{before}{name}.py": f"{folder}/{name}.py"
         for folder, (before, names) in _ROOMS.items()

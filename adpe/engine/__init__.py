@@ -4,7 +4,7 @@ from adpe.data import bordered as _bordered  # noqa: F401
 from adpe.data import classification as _classification  # noqa: F401
 from adpe.data import dataset as _dataset  # noqa: F401
 from adpe.data import domains as _domains  # noqa: F401
-from adpe.data import multiband_dataset as _multiband_dataset  # noqa: F401
+from adpe.data.multiband import dataset as _multiband_dataset  # noqa: F401
 from adpe.engine import pretraining as pretraining
 from adpe.engine import runner as runner
 from adpe.engine.hooks import checkpointing as checkpointing

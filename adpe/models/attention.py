@@ -4,6 +4,10 @@ Three kinds add up in the logits: contextual buckets (iRPE, arXiv 2107.14222; th
 (ViTDet, arXiv 2203.16527) and a bias a pair (BEiT, arXiv 2106.08254). Inside windows all of them mean what they mean in
 an image: a window keeps the offset of two patches, so the contextual table is read at the true offsets, but only pairs
 within a window meet; padding counts as patches at the places that it takes.
+
+Windows (ViTDet, section 3) of w x w patches do not overlap and start at the top left; the grid is padded at the right
+and the bottom to whole windows. As published, padding enters after the first norm as zeros and takes part in the
+attention as keys, which there have the biases of their projections for key and value.
 """
 
 from __future__ import annotations
@@ -16,7 +20,6 @@ from torch import Tensor, nn
 
 from adpe.models.fused_attention import Bias, attend
 from adpe.models.pos_embed import NUM_BUCKETS, decomposed_scores, relative_logits
-from adpe.models.windows import partition, unpartition
 
 RelativeQuery = Literal["scaled", "unscaled"]
 
@@ -156,6 +159,38 @@ class Attention(nn.Module):
             class_token = q.shape[2] > area[0] * area[1]
             bias = Bias(self.relative_position_bias_table, self.bias_grid, area, class_token)
         return AttentionTerms(q, k, v, logits, decomposed, bias)
+
+
+def partition(x: Tensor, grid: tuple[int, int], window: int, padding: Tensor) -> Tensor:
+    """Cut patches into windows.
+
+    Args:
+        x: ``(B, h * w, C)`` in raster order.
+        grid: ``(h, w)``.
+        window: patches along a side.
+        padding: ``(C,)`` for the places beyond the grid.
+
+    Returns:
+        ``(B * windows, window ** 2, C)``, windows of an image in raster order.
+    """
+    (h, w), (b, _, c) = grid, x.shape
+    x, padding = x.view(b, h, w, c), padding.to(x.dtype)
+    bottom, right = -h % window, -w % window
+    if right:
+        x = torch.cat([x, padding.expand(b, h, right, c)], dim=2)
+    if bottom:
+        x = torch.cat([x, padding.expand(b, bottom, w + right, c)], dim=1)
+    x = x.view(b, (h + bottom) // window, window, (w + right) // window, window, c)
+    return x.transpose(2, 3).reshape(-1, window**2, c)
+
+
+def unpartition(x: Tensor, grid: tuple[int, int], window: int) -> Tensor:
+    """Inverse of :func:`partition`: ``(B * windows, window ** 2, C)`` to ``(B, h * w, C)``; padding is dropped."""
+    (h, w), c = grid, x.shape[-1]
+    rows, columns = -(-h // window), -(-w // window)
+    x = x.view(-1, rows, columns, window, window, c).transpose(2, 3)
+    x = x.reshape(-1, rows * window, columns * window, c)
+    return x[:, :h, :w].reshape(x.shape[0], h * w, c)
 
 
 def attention_weights(terms: AttentionTerms, queries: slice, prefix: int) -> Tensor:

@@ -57,7 +57,7 @@ class VisionTransformer(nn.Module):
             but a fixed table of an encoder that knows of no pretraining is made for the grid at hand ("recompute").
         pretrain_img_size: pixels, or (height, width), of pretraining, whose sine-cosine table is resampled. None takes
             what a checkpoint says when it is loaded.
-        window_size: patches along a side of attention windows, see :mod:`adpe.models.windows`; 0 has none.
+        window_size: patches along a side of attention windows, see :mod:`adpe.models.attention`; 0 has none.
         global_attn_indexes: blocks that attend to the whole image all the same.
         use_rel_pos: decomposed relative positions, with tables for `img_size`, or for the window in windowed blocks.
         use_rel_pos_bias: BEiT's relative position bias, a table a block for the same grids.

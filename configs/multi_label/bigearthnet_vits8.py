@@ -15,7 +15,7 @@ Command: python tools/evaluate.py configs/multi_label/bigearthnet_vits8.py ENCOD
 
 _base_ = "../_base_/runtime.py"
 
-custom_imports = dict(imports=["adpe.engine", "adpe.data.multiband_labels"], allow_failed_imports=False)
+custom_imports = dict(imports=["adpe.engine", "adpe.data.multiband.labels"], allow_failed_imports=False)
 data_root = "data/bigearthnet_mm"
 pretrained = None
 sensors = "both"

@@ -12,7 +12,7 @@ Command: python tools/evaluate.py configs/multi_label/scenes14.py ENCODER --cfg-
 
 _base_ = ["../_base_/runtime.py", "../_base_/demo_transfer.py"]
 
-custom_imports = dict(imports=["adpe.engine", "adpe.data.multiband_labels"], allow_failed_imports=False)
+custom_imports = dict(imports=["adpe.engine", "adpe.data.multiband.labels"], allow_failed_imports=False)
 sensors = "both"
 blocks = "four_last"
 method = None if _base_.pretrained else "random"

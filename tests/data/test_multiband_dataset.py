@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from adpe.data.multiband_dataset import AdPEMultiBandDataset
+from adpe.data.multiband.dataset import AdPEMultiBandDataset
 from adpe.data.sources.bands import bands_of_rgb
 from adpe.data.views.multiband import SENTINEL
 from adpe.engine.resolved_protocol.data import data_description

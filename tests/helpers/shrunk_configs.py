@@ -35,7 +35,7 @@ def shrunk(name: str, folder: Path) -> tuple[Config, Any]:
     cfg = config(name)
     if cfg.default_scope == "mmengine":
         data = _pretraining(cfg, folder) if cfg.model.type == "AdPEPretraining" else _classification(cfg)
-    elif name.startswith(("configs/demo", "configs/backbones/demo")):
+    elif name.startswith("configs/demo"):
         data = batch(cfg, 48)
     else:
         data = (_segmentation if cfg.default_scope == "mmseg" else _detection)(cfg)

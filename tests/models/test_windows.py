@@ -9,9 +9,9 @@ from timm.layers.pos_embed_rel import resize_rel_pos_bias_table_simple
 
 import adpe
 from adpe.models import fused_attention
+from adpe.models.attention import partition, unpartition
 from adpe.models.fused_attention import Bias, attend, expand_decomposed, with_decomposed
 from adpe.models.pos_embed import decomposed_scores, expand_bias
-from adpe.models.windows import partition, unpartition
 
 WINDOWS = {"class_token": False, "window_size": 3, "global_attn_indexes": (1,)}
 

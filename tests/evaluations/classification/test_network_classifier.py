@@ -300,9 +300,9 @@ def test_finetuning_of_a_pretrained_encoder_under_saliency(data: Path, tmp_path:
 
 def test_controls_of_the_small_configs() -> None:
     """One variable names the chooser, for classification and for the scenes."""
-    for name, node in (("cifar10_saliency", "model"), ("demo_saliency", "model.backbone")):
+    for name, node in (("backbones/cifar10_saliency", "model"), ("demo/segmentation_saliency", "model.backbone")):
         for chooser in ("spectral_residual", "centre", "random"):
-            cfg = config(f"configs/backbones/{name}.py", {"chooser": chooser})
+            cfg = config(f"configs/{name}.py", {"chooser": chooser})
             part = cfg.model if node == "model" else cfg.model.backbone
             assert part.saliency.type == chooser
             built = MODELS.build(part)

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from adpe.data.multi_label import AdPEMultiLabelCoco
-from adpe.data.multiband_labels import AdPEMultiBandLabels
+from adpe.data.multiband.labels import AdPEMultiBandLabels
 from adpe.data.scenes import write_scenes
 from adpe.data.views.band_crops import BandCrops
 from adpe.data.views.multiband import SENTINEL

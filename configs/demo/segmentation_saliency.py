@@ -4,10 +4,10 @@ Reproduces: no published number. A quarter of the 36 patches attend to each othe
 maps of the first three hold the embeddings alone at the others: for comparing choosers. The controls that belong beside
 it are chooser=centre and chooser=random.
 Cost: not measured.
-Command: python tools/train.py configs/backbones/demo_saliency.py --cfg-options data_root=DATA
+Command: python tools/train.py configs/demo/segmentation_saliency.py --cfg-options data_root=DATA
 """
 
-_base_ = "../demo/segmentation.py"
+_base_ = "./segmentation.py"
 
 chooser = "spectral_residual"
 model = dict(

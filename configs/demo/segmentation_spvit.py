@@ -3,10 +3,10 @@
 Reproduces: no published number. 4 blocks x 64 on patches of 8 pixels, a spatial prior in the first three, a stem of 16
 channels; the neck and the heads are the encoder's.
 Cost: not measured.
-Command: python tools/train.py configs/backbones/demo_spvit.py --cfg-options data_root=DATA
+Command: python tools/train.py configs/demo/segmentation_spvit.py --cfg-options data_root=DATA
 """
 
-_base_ = "../demo/segmentation.py"
+_base_ = "./segmentation.py"
 
 model = dict(
     backbone=dict(

@@ -3,10 +3,10 @@
 Reproduces: no published number. Two blocks, a local and a global one, in each stage, of 16 to 128 channels; the maps of
 48 px have 12, 6, 3 and 2 positions a side. There is no neck: the strides are 4 to 32.
 Cost: not measured.
-Command: python tools/train.py configs/backbones/demo_gcvit.py --cfg-options data_root=DATA
+Command: python tools/train.py configs/demo/segmentation_gcvit.py --cfg-options data_root=DATA
 """
 
-_base_ = "../demo/segmentation.py"
+_base_ = "./segmentation.py"
 
 dim = 16
 model = dict(
