@@ -81,36 +81,41 @@ def tests(setting: Setting) -> Iterator[Result]:
 
 def parity(setting: Setting) -> Iterator[Result]:
     """The recorded numbers of the references, in float32 on the device."""
-    from adpe.parity.cases import check_case, read_directory
-
     systems = ROOT / "tests" / "goldens_systems"
     directories = [ROOT / "tests" / "goldens", *sorted(systems.iterdir() if systems.is_dir() else ())]
     for directory in directories[: 1 if setting.reduced else None]:
-        meta, cases = read_directory(directory)
-        worst: dict[str, float] = {}
-        failed: dict[str, Any] = {}
-        needs: dict[str, str] = {}
-        for case in cases:
-            try:
-                result = check_case(directory, meta, case, setting.device)
-            except ModuleNotFoundError as error:
-                package = str(error.name).partition(".")[0]
-                if package not in NOT_NEEDED:
-                    raise
-                needs[case] = package
-                continue
-            except Exception as error:  # one case does not stop the others
-                failed[case] = repr(error)[:300]
-                continue
-            for name, distance in result.errors.items():
-                worst[name] = max(distance, worst.get(name, 0.0))
-            if not result.passed:
-                failed[case] = {k: e for k, e in result.errors.items() if not e <= result.tolerances[k]}
-        compared = len(cases) - len(failed) - len(needs)
-        yield {
-            "directory": directory.name, "cases": len(cases), "agree": compared, "worst": worst, "failed": failed,
-            "not_compared_for_want_of": needs, "passed": compared > 0 and not failed,
-        }  # fmt: skip
+        yield compared(directory, setting.device)
+
+
+def compared(directory: Path, device: torch.device) -> Result:
+    """How far the cases of one directory are from the recorded numbers; those that need what is missing are named."""
+    from adpe.parity.cases import check_case, read_directory
+
+    meta, cases = read_directory(directory)
+    worst: dict[str, float] = {}
+    failed: dict[str, Any] = {}
+    needs: dict[str, str] = {}
+    for case in cases:
+        try:
+            result = check_case(directory, meta, case, device)
+        except ModuleNotFoundError as error:
+            package = str(error.name).partition(".")[0]
+            if package not in NOT_NEEDED:
+                raise
+            needs[case] = package
+            continue
+        except Exception as error:  # one case does not stop the others
+            failed[case] = repr(error)[:300]
+            continue
+        for name, distance in result.errors.items():
+            worst[name] = max(distance, worst.get(name, 0.0))
+        if not result.passed:
+            failed[case] = {k: e for k, e in result.errors.items() if not e <= result.tolerances[k]}
+    agree = len(cases) - len(failed) - len(needs)
+    return {
+        "directory": directory.name, "cases": len(cases), "agree": agree, "worst": worst, "failed": failed,
+        "not_compared_for_want_of": needs, "passed": agree > 0 and not failed,
+    }  # fmt: skip
 
 
 def resume(setting: Setting) -> Iterator[Result]:
