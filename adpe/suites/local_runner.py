@@ -32,6 +32,7 @@ from rich.text import Text
 from adpe.errors import EXIT_PREEMPTED
 from adpe.files import ROOT, atomic_write
 from adpe.leaderboard.records import append_record, read_records
+from adpe.suites.forking import Forker, Process
 from adpe.suites.suite import Run
 from adpe.suites.training_log import fraction_done
 
@@ -54,7 +55,7 @@ class State:
     detail: str = ""
     started: float | None = None
     seconds: float = 0.0
-    process: subprocess.Popen[bytes] | None = None
+    process: Process | None = None
     devices: str | None = None
     stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
@@ -125,14 +126,16 @@ def execute(runs: Sequence[Run], folder: Path, *, jobs: int = 1, console: Consol
     slots = deque(_devices(jobs, max((run.gpus for run in runs), default=1)), maxlen=jobs)
     folder.mkdir(parents=True, exist_ok=True)
     shown: dict[str, tuple[str, int]] = {}
-    with _terminable(), contextlib.ExitStack() as screen:
-        live = None
+    with _terminable(), contextlib.ExitStack() as stack:
+        live, forker = None, None
+        if sum(state.run.gpus == 1 and not finished_record(state.run, folder) for state in states.values()) > 1:
+            forker = stack.enter_context(Forker(_environment(jobs, 1)))
         if console.is_terminal:
-            live = screen.enter_context(Live(console=console, refresh_per_second=4, transient=False))
+            live = stack.enter_context(Live(console=console, refresh_per_second=4, transient=False))
         try:
             while any(state.state not in _OVER for state in states.values()):
                 for state in states.values():
-                    _advance(state, states, folder, slots)
+                    _advance(state, states, folder, slots, forker)
                 if live:
                     live.update(_screen(states, folder))
                 else:
@@ -165,7 +168,15 @@ def _devices(jobs: int, gpus: int) -> list[str | None]:
     return [",".join(names[slot * gpus : (slot + 1) * gpus]) for slot in range(jobs)]
 
 
-def _advance(state: State, states: Mapping[str, State], folder: Path, slots: deque[str | None]) -> None:
+def _environment(jobs: int, gpus: int) -> dict[str, str]:
+    """Of a training, of which `jobs` share the cores."""
+    threads = max(1, (os.cpu_count() or 1) // jobs // gpus)
+    return {"OMP_NUM_THREADS": str(threads), **os.environ, "PYTHON": sys.executable, "PYTHONUNBUFFERED": "1"}
+
+
+def _advance(
+    state: State, states: Mapping[str, State], folder: Path, slots: deque[str | None], forker: Forker | None
+) -> None:
     if state.state in (WAITING, ELSEWHERE):
         needed = states.get(state.run.needs or "")
         if needed is not None and needed.state in (FAILED, BLOCKED, INTERRUPTED):
@@ -174,7 +185,7 @@ def _advance(state: State, states: Mapping[str, State], folder: Path, slots: deq
         elif _collect(state, folder):
             pass
         elif (needed is None or needed.state == FINISHED) and slots:
-            _start(state, folder, slots)
+            _start(state, folder, slots, forker)
     elif state.state == RUNNING:
         _follow(state, folder)
         assert state.process is not None
@@ -201,7 +212,7 @@ def _collect(state: State, folder: Path) -> bool:
     return True
 
 
-def _start(state: State, folder: Path, slots: deque[str | None]) -> None:
+def _start(state: State, folder: Path, slots: deque[str | None], forker: Forker | None) -> None:
     run, work_dir = state.run, state.run.work_dir(folder)
     work_dir.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
@@ -217,26 +228,25 @@ def _start(state: State, folder: Path, slots: deque[str | None]) -> None:
         state.devices = slots.popleft()
         with atomic_write(work_dir / "command.txt") as temporary:
             temporary.write_text(shlex.join(run.command(folder)) + "\n")
-        environment = {
-            "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // (slots.maxlen or 1) // run.gpus)),
-            **os.environ,
-            "PYTHON": sys.executable,
-            "PYTHONUNBUFFERED": "1",
-        }
+        environment = _environment(slots.maxlen or 1, run.gpus)
         if state.devices is not None:
             environment["CUDA_VISIBLE_DEVICES"] = state.devices
         log = stack.enter_context(open(work_dir / "output.log", "ab"))
+        command = run.command(folder, sys.executable)
         # A session of its own: Ctrl-C reaches it from here, once. The lock lives as long as the training does.
-        state.process = subprocess.Popen(
-            run.command(folder, sys.executable),
-            cwd=ROOT,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            pass_fds=(lock,),
-        )
+        if forker is not None and run.gpus == 1:
+            state.process = forker.start(command[1:], environment, log.fileno(), lock)
+        if state.process is None:
+            state.process = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                pass_fds=(lock,),
+            )
         state.stack = stack.pop_all()
         state.state, state.started, state.detail = RUNNING, time.time(), ""
 
