@@ -118,7 +118,7 @@ def test_a_seed_gives_the_same_in_each_precision(tmp_path: Path) -> None:
     for name, precision in (("a", "bfloat16"), ("b", "bfloat16"), ("c", "float32")):
         (tmp_path / name).mkdir()
         run(tmp_path / name, precision=precision)
-        file = torch.load(tmp_path / name / "run" / "iter_12.pth", weights_only=False)
+        file = torch.load(tmp_path / name / "run" / "iter_12.pth", weights_only=True)
         assert file["meta"]["precision"] == precision
         weights[name] = file["state_dict"]["linear.weight"]
     assert torch.equal(weights["a"], weights["b"])

@@ -57,7 +57,7 @@ def test_a_run_gives_the_same_weights(tmp_path: Path) -> None:
     for name, options in (("plain", []), ("recomputed", ["activation_checkpointing=linear"])):
         arguments = ["--cfg-options", *options] if options else []
         assert train_main([str(path), "--work-dir", str(tmp_path / name), *arguments]) == 0
-        weights[name] = torch.load(tmp_path / name / "iter_4.pth", weights_only=False)["state_dict"]
+        weights[name] = torch.load(tmp_path / name / "iter_4.pth", weights_only=True)["state_dict"]
         assert ("activation_checkpointing" in (tmp_path / name / "tiny.py").read_text()) is bool(options)
     assert all(torch.equal(weights["plain"][name], tensor) for name, tensor in weights["recomputed"].items())
 

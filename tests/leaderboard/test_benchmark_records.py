@@ -83,7 +83,7 @@ def test_two_seeds_differ_and_one_repeats(tmp_path: Path) -> None:
         )
         assert train_main([str(path), "--work-dir", str(folder / "run"), "--seed", str(seed)]) == 0
         found += read_records(folder / "run" / "record.jsonl")[0]
-        state = torch.load(folder / "run" / "iter_4.pth", weights_only=False)["state_dict"]
+        state = torch.load(folder / "run" / "iter_4.pth", weights_only=True)["state_dict"]
         weights.append(torch.cat([tensor.flatten() for tensor in state.values()]))
     assert [one["seed"] for one in found] == [0, 0, 1]
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])

@@ -92,7 +92,7 @@ def test_two_steps_through_the_launcher(tmp_path: Path):
     tokens = tokenizer_file(tmp_path, 8)
     runner = train_small("targets/cifar10_mapet", tmp_path, {"tokenizer": str(tokens), "model.vocabulary": 8})
     assert runner.iter == 2
-    state = torch.load(tmp_path / "work" / "epoch_1.pth", weights_only=False)["state_dict"]
+    state = torch.load(tmp_path / "work" / "epoch_1.pth", weights_only=True)["state_dict"]
     with safe_open(tmp_path / "frozen.safetensors", framework="pt") as file:
         for name in file.keys():  # noqa: SIM118
             assert torch.equal(state[f"model.tokenizer.{name}"], file.get_tensor(name)), name

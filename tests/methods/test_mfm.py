@@ -107,7 +107,7 @@ def test_training_beats_the_damaged_image_and_hands_over_its_encoder(tmp_path: P
     assert (said["method"], tuple(said["mean"]), tuple(said["pretrain_img_size"])) == ("MFM", IMAGENET_MEAN, (32, 32))
     model = mfm()
     adpe.load_checkpoint(model.encoder, tmp_path / "run" / "encoder.safetensors", verbose=False)
-    state = torch.load(tmp_path / "run" / "epoch_16.pth", weights_only=False)["state_dict"]
+    state = torch.load(tmp_path / "run" / "epoch_16.pth", weights_only=True)["state_dict"]
     model.load_state_dict({name.removeprefix("model."): value for name, value in state.items() if "model." in name})
     model.eval()
     source = ImageSource(str(tmp_path / "data" / "unlabelled"))

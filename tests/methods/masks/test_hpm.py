@@ -67,7 +67,7 @@ def test_two_steps_through_the_launcher(tmp_path: Path):
     """The teacher moves with the optimiser, is in the checkpoint and not in the exported encoder."""
     runner = train_small("masks/cifar10_hpm", tmp_path, {"model.decoder_depth": 1})
     assert runner.iter == 2
-    state = torch.load(tmp_path / "work" / "epoch_1.pth", weights_only=False)["state_dict"]
+    state = torch.load(tmp_path / "work" / "epoch_1.pth", weights_only=True)["state_dict"]
     name = "encoder.blocks.0.attn.qkv.weight"
     assert not torch.equal(state[f"model.teacher.{name}"], state[f"model.{name}"])
     with safe_open(tmp_path / "work" / "encoder.safetensors", framework="pt") as file:

@@ -80,7 +80,7 @@ def test_two_steps_through_the_launcher(tmp_path: Path):
     parts = tokenizer_file(tmp_path)
     runner = train_small("masks/cifar10_semmae", tmp_path, {"parts": str(parts), "model.decoder_depth": 1})
     assert runner.iter == 2
-    state = torch.load(tmp_path / "work" / "epoch_1.pth", weights_only=False)["state_dict"]
+    state = torch.load(tmp_path / "work" / "epoch_1.pth", weights_only=True)["state_dict"]
     with safe_open(tmp_path / "frozen.safetensors", framework="pt") as file:
         for name in file.keys():  # noqa: SIM118
             assert torch.equal(state[f"model.labeller.{name}"], file.get_tensor(name)), name

@@ -184,7 +184,7 @@ def test_two_steps_through_the_launcher_and_its_file(tmp_path: Path):
         load_encoder(path)
     with pytest.raises(UserError, match=r"epoch_1\.pth"):
         load_encoder(tmp_path / "work" / "epoch_1.pth")
-    state = torch.load(tmp_path / "work" / "epoch_1.pth", weights_only=False)["state_dict"]
+    state = torch.load(tmp_path / "work" / "epoch_1.pth", weights_only=True)["state_dict"]
     with safe_open(path, framework="pt") as file:
         assert all(torch.equal(file.get_tensor(name), state[f"model.{name}"]) for name in file.keys())  # noqa: SIM118
 

@@ -115,7 +115,7 @@ def test_two_steps_through_the_launcher(name: str, tmp_path: Path):
     depth = "predictor_depth" if "ijepa" in name else "decoder_depth"
     runner = train_small(name, tmp_path, {f"model.{depth}": 1})
     assert runner.iter == 2
-    state = torch.load(tmp_path / "work" / "epoch_1.pth", weights_only=False)["state_dict"]
+    state = torch.load(tmp_path / "work" / "epoch_1.pth", weights_only=True)["state_dict"]
     key = "blocks.0.attn.qkv.weight"
     with safe_open(tmp_path / "work" / "encoder.safetensors", framework="pt") as file:
         written = file.get_tensor(f"encoder.{key}")

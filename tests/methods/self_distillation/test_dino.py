@@ -57,7 +57,7 @@ def test_two_steps_through_the_launcher(tmp_path: Path):
     options = {"model.hidden": 32, "model.bottleneck": 16, "model.prototypes": 32}
     runner = train_small("self_distillation/cifar10_dino", tmp_path, options)
     assert runner.iter == 2
-    state = torch.load(tmp_path / "work" / "epoch_1.pth", weights_only=False)["state_dict"]
+    state = torch.load(tmp_path / "work" / "epoch_1.pth", weights_only=True)["state_dict"]
     assert state["model.center"].abs().max() > 0
     frozen = "head.last_layer.weight_v"  # for the first epoch: teacher and student have it alike
     torch.testing.assert_close(state[f"model.teacher.{frozen}"], state[f"model.student.{frozen}"])

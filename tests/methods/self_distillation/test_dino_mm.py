@@ -70,7 +70,7 @@ def test_two_steps_through_the_launcher_and_the_export(tmp_path: Path):
     shape = {"img_size": 32, "embed_dim": 48, "depth": 1, "num_heads": 3, "learned_pos_embed": True}
     encoder = adpe.create_encoder("adpe_vit_tiny_patch4", in_chans=14, **shape)
     assert not adpe.load_checkpoint(encoder, path).missing
-    state = torch.load(tmp_path / "work" / "epoch_1.pth", weights_only=False)["state_dict"]
+    state = torch.load(tmp_path / "work" / "epoch_1.pth", weights_only=True)["state_dict"]
     assert torch.equal(encoder.cls_token, state["model.teacher.encoder.cls_token"])
     with pytest.raises(UserError, match=r"14, 4, 4.*3, 4, 4"):
         adpe.load_checkpoint(adpe.create_encoder("adpe_vit_tiny_patch4", in_chans=3, **shape), path)

@@ -163,7 +163,7 @@ def test_two_steps_through_the_launcher(base: str, tmp_path: Path):
     """What is exported is the teacher's encoder, SimCLR's own, with a table of positions that other tasks resize."""
     runner = train_small(f"self_distillation/cifar10_sdssl_{base}", tmp_path, SMALL_RUN)
     assert runner.iter == 2
-    state = torch.load(tmp_path / "work" / "epoch_1.pth", weights_only=False)["state_dict"]
+    state = torch.load(tmp_path / "work" / "epoch_1.pth", weights_only=True)["state_dict"]
     prefix = "model.encoder." if base == "simclr" else "model.teacher.encoder."
     with safe_open(tmp_path / "work" / "encoder.safetensors", framework="pt") as file:
         assert json.loads(next(iter(file.metadata().values())))["method"] == runner.cfg.record.method

@@ -107,7 +107,7 @@ def test_two_steps_through_the_launcher(tmp_path: Path):
     runner = train_small("self_distillation/cifar10_selfpatch", tmp_path, SMALL_RUN)
     assert runner.iter == 2
     assert {"train/loss_cls", "train/loss_patch", "train/entropy"} <= set(runner.message_hub.log_scalars)
-    state = torch.load(tmp_path / "work" / "epoch_1.pth", weights_only=False)["state_dict"]
+    state = torch.load(tmp_path / "work" / "epoch_1.pth", weights_only=True)["state_dict"]
     assert state["model.center"].abs().max() > 0 and state["model.patch_center"].abs().max() > 0
     name = "encoder.blocks.0.attn.qkv.weight"
     assert not torch.equal(state[f"model.teacher.{name}"], state[f"model.student.{name}"])
@@ -125,7 +125,7 @@ def test_the_export_is_read_and_is_the_teacher_with_the_heads_norm(tmp_path: Pat
                                   class_token=False, learned_pos_embed=True)  # fmt: skip
     report = adpe.load_checkpoint(encoder, tmp_path / "work" / "encoder.safetensors")
     assert not report.missing
-    state = torch.load(tmp_path / "work" / "epoch_1.pth", weights_only=False)["state_dict"]
+    state = torch.load(tmp_path / "work" / "epoch_1.pth", weights_only=True)["state_dict"]
     prefix = "model.teacher.encoder."
     encoder_of_run = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
     assert torch.equal(encoder.blocks[0].mlp.fc1.weight, encoder_of_run["blocks.0.mlp.fc1.weight"])

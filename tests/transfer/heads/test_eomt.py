@@ -275,7 +275,7 @@ def test_two_iterations(tmp_path: Path):
     """Through the launcher, with an accumulated step: the record names the model, the encoder has the file's start."""
     record = run(tmp_path, "max_iters=2", "train_dataloader.batch_size=4")
     assert record["protocol"]["facts"]["head"] == "AdPEEoMT" and record["metrics"]["mIoU"] >= 0
-    state = torch.load(tmp_path / "run" / "iter_4.pth", weights_only=False)["state_dict"]
+    state = torch.load(tmp_path / "run" / "iter_4.pth", weights_only=True)["state_dict"]
     # After one of two steps: the blocks are annealed from steps 0 and 1, to step 1.
     assert state["decode_head.probabilities"].tolist() == [0.0, 0.0]
 
@@ -290,5 +290,5 @@ def test_it_learns(tmp_path: Path):
     losses = [line["loss"] for line in lines if "loss" in line]
     assert losses[-1] < 2 / 3 * losses[0]
     assert record["metrics"]["mIoU"] > 30
-    state = torch.load(tmp_path / "run" / "iter_160.pth", weights_only=False)["state_dict"]
+    state = torch.load(tmp_path / "run" / "iter_160.pth", weights_only=True)["state_dict"]
     assert state["decode_head.probabilities"].tolist() == [0.0, 0.0]

@@ -55,7 +55,7 @@ def test_two_iterations_train_encoder_and_layer(tmp_path: Path):
     run = tmp_path / "run"
     config_file = str(ROOT / "configs" / "demo" / "linear_finetune.py")
     assert train_main([config_file, "--work-dir", str(run), "--cfg-options", *options]) == 0
-    state = torch.load(run / "iter_2.pth", weights_only=False)["state_dict"]
+    state = torch.load(run / "iter_2.pth", weights_only=True)["state_dict"]
     same = [name for name, tensor in encoder.state_dict().items() if torch.equal(state[f"backbone.{name}"], tensor)]
     assert same == []
     assert json.loads((run / "record.jsonl").read_text().splitlines()[-1])["metrics"]["mIoU"] >= 0

@@ -82,6 +82,6 @@ def test_a_probe_learns_and_leaves_the_encoder_as_it_was(name: str, tmp_path: Pa
     assert train_main([str(ROOT / name), "--work-dir", str(run), "--cfg-options", *options]) == 0
     metrics = json.loads((run / "record.jsonl").read_text().splitlines()[-1])["metrics"]
     assert metrics.get("mIoU", 100) > 25 and metrics.get("bbox_mAP_50", 1) > 0.02
-    state = torch.load(run / "iter_60.pth", weights_only=False)["state_dict"]
+    state = torch.load(run / "iter_60.pth", weights_only=True)["state_dict"]
     for parameter, tensor in encoder.state_dict().items():
         assert torch.equal(state[f"backbone.{parameter}"], tensor), parameter
