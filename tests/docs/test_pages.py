@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from encoder_files import encoder_file
 from mmengine.registry import DATASETS, DefaultScope
 from PIL import Image
 from safetensors.torch import load_file
-from typed_commands import typed
+from typed_commands import blocks, typed
 
 from adpe.data.scenes import write_scenes
 from adpe.engine.config import read_config
@@ -24,10 +23,6 @@ from adpe.suites.suite import expand
 from adpe.suites.suite_file import read_suite
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def blocks(page: str, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", (ROOT / "docs" / page).read_text(), re.DOTALL | re.MULTILINE)
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from typed_commands import typed
+from typed_commands import blocks, typed
 
 import adpe
 from adpe.leaderboard.records import append_record, read_records
@@ -23,11 +22,6 @@ TINY = (
     "model.embed_dim=32 model.num_heads=2 model.decoder_embed_dim=32 model.decoder_depth=1 model.decoder_num_heads=2 "
     "train_dataloader.num_workers=0 custom_hooks.1.interval=1000"
 )
-
-
-def blocks(page: str, language: str) -> list[str]:
-    text = (ROOT / "docs" / page).read_text()
-    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
 
 
 def python(text: str) -> dict[str, Any]:

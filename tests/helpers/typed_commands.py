@@ -1,9 +1,10 @@
-"""Commands as they are typed, run in the test's own process, which has imported what they need."""
+"""Commands as they are typed, or stand in a page, run in the test's own process, which has imported what they need."""
 
 from __future__ import annotations
 
 import contextlib
 import io
+import re
 import runpy
 import shlex
 import sys
@@ -14,6 +15,13 @@ from typing import Any
 import pytest
 
 from adpe import cli
+from adpe.files import ROOT
+
+
+def blocks(page: str, language: str) -> list[str]:
+    """The code of a language in a page of docs/, block by block."""
+    text = (ROOT / "docs" / page).read_text()
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
 
 
 def run_program(arguments: list[str], program: Callable[[], Any]) -> tuple[int, str]:
