@@ -5,7 +5,8 @@ custom_imports = dict(imports=["adpe.engine"], allow_failed_imports=False)
 seed = 0
 randomness = dict(seed=seed)
 env_cfg = dict(
-    cudnn_benchmark=True,
+    # True times kernels in every process: a run that is resumed may get others, and end in other bits.
+    cudnn_benchmark=False,
     mp_cfg=dict(mp_start_method="fork", opencv_num_threads=0),
     dist_cfg=dict(backend="nccl"),
 )

@@ -147,6 +147,11 @@ def test_every_name_is_in_the_table() -> None:
             assert f"`{option}=" in table, name
 
 
+def test_no_config_lets_a_process_choose_its_kernels_by_timing() -> None:
+    """Which a resumed run would choose anew."""
+    assert [name for name in CONFIGS if read_config(name).env_cfg.cudnn_benchmark is not False] == []
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_no_dead_keys(name: str) -> None:
     """Every top-level key is the Runner's, the launcher's, or a variable that the config or a base computes with."""
