@@ -24,10 +24,12 @@ from adpe.data.views.multicrop import IMAGENET_MEAN, IMAGENET_STD, MultiCrop, cr
 from adpe.engine.hooks.checkpointing import latest_checkpoint, read_training_checkpoint
 from adpe.errors import UserError
 from adpe.files import atomic_write
-from adpe.leaderboard.html.page import Chart, Picture, Run, write_page
+from adpe.leaderboard.formats import print_terminal, to_csv, to_markdown
+from adpe.leaderboard.html.figures import Chart, Picture
+from adpe.leaderboard.html.page import write_page
+from adpe.leaderboard.html.runs import Run
 from adpe.leaderboard.ranking import build_leaderboard
 from adpe.leaderboard.records import read_records
-from adpe.leaderboard.tables import print_terminal, to_csv, to_markdown
 from adpe.viz.figures import draw_images, save_png
 from adpe.viz.predictions import detections, loss_curves, read_scalars, segmentations
 from adpe.viz.reconstructions import reconstruct

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from adpe.leaderboard.formats import escape_markdown
 from adpe.leaderboard.ranking.rows import Cell
-from adpe.leaderboard.tables import difference_text, escape_markdown, value_entry
+from adpe.leaderboard.tables import difference_text, value_entry
 from adpe.leaderboard.tasks import is_defined, metric_of, short_names
 from adpe.leaderboard.uncertainty.seeds import Difference, detectable, seed_difference, summarise
 from adpe.suites.suite import Suite, expand

@@ -8,10 +8,10 @@ from pathlib import Path
 from adpe.errors import UserError
 from adpe.files import ROOT, atomic_write
 from adpe.leaderboard.claims import HEADER, check_claims, lines, sources
+from adpe.leaderboard.formats import escape_markdown, markdown_table, to_markdown
 from adpe.leaderboard.overview import overview
 from adpe.leaderboard.ranking import build_leaderboard
 from adpe.leaderboard.records import read_records
-from adpe.leaderboard.tables import escape_markdown, markdown_table, to_markdown
 from adpe.suites.expected import expected_protocol
 from adpe.suites.suite import Suite, expand, suite_files
 from adpe.suites.suite_file import read_suite

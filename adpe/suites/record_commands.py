@@ -14,10 +14,10 @@ from typing import Any
 
 from adpe.errors import UserError
 from adpe.files import ROOT, atomic_write
+from adpe.leaderboard.formats import print_terminal, to_csv, to_latex, to_markdown
 from adpe.leaderboard.published import read_published
 from adpe.leaderboard.ranking import Leaderboard, build_leaderboard
 from adpe.leaderboard.records import read_records, share_protocols
-from adpe.leaderboard.tables import print_terminal, to_csv, to_latex, to_markdown
 
 RECORDS = ROOT / "benchmarks" / "records"
 SUITES_DIR = "work_dirs/suites"

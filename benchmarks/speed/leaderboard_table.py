@@ -15,10 +15,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from adpe.files import ROOT
+from adpe.leaderboard.formats import to_markdown
 from adpe.leaderboard.published import read_published
 from adpe.leaderboard.ranking import build_leaderboard
 from adpe.leaderboard.records import read_records
-from adpe.leaderboard.tables import to_markdown
 
 COUNT = 1000
 

@@ -13,9 +13,10 @@ from rich.console import Console
 from scipy import stats
 
 from adpe.errors import UserError
+from adpe.leaderboard.formats import print_terminal, to_csv, to_latex, to_markdown
 from adpe.leaderboard.ranking import Leaderboard, build_leaderboard
 from adpe.leaderboard.ranking.rows import Row, Table
-from adpe.leaderboard.tables import captions, print_terminal, to_csv, to_latex, to_markdown
+from adpe.leaderboard.tables import captions
 
 UPERNET = {"head": "UperNet", "crop": [112, 112], "iterations": 400}
 PUBLISHED: dict[str, Any] = {

@@ -16,8 +16,10 @@ import pytest
 from PIL import Image
 
 from adpe.errors import UserError
-from adpe.leaderboard.html.page import Chart, Picture, Run, facts, write_page
+from adpe.leaderboard.html.figures import Chart, Picture
+from adpe.leaderboard.html.page import write_page
 from adpe.leaderboard.html.report import write_report
+from adpe.leaderboard.html.runs import Run, facts
 from adpe.leaderboard.published import read_published
 from adpe.leaderboard.ranking import build_leaderboard
 

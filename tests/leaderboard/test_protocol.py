@@ -12,11 +12,12 @@ import pytest
 from adpe.errors import UserError
 from adpe.leaderboard.claims import FAIL, INCOMPLETE, NEAR_MISS, NOT_RUN, PASS, check_claims
 from adpe.leaderboard.compare import compare
+from adpe.leaderboard.formats import to_csv, to_markdown
 from adpe.leaderboard.protocol import changes, facts, fingerprint, own_settings, protocol_key, words
 from adpe.leaderboard.ranking import build_leaderboard
 from adpe.leaderboard.ranking.rows import Table
 from adpe.leaderboard.records import append_record, read_records
-from adpe.leaderboard.tables import captions, to_csv, to_markdown
+from adpe.leaderboard.tables import captions
 from adpe.suites.expected import expected_protocol
 from adpe.suites.suite import Suite
 from adpe.suites.suite_file import read_suite

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from adpe.files import ROOT
+from adpe.leaderboard.formats import to_csv, to_latex, to_markdown
 from adpe.leaderboard.html.page import write_page
 from adpe.leaderboard.html.report import write_report
 from adpe.leaderboard.protocol import fingerprint
@@ -17,7 +18,7 @@ from adpe.leaderboard.ranking import build_leaderboard
 from adpe.leaderboard.ranking.meaning import meaning
 from adpe.leaderboard.readme import committed_records
 from adpe.leaderboard.records import read_records, record_fault
-from adpe.leaderboard.tables import captions, to_csv, to_latex, to_markdown
+from adpe.leaderboard.tables import captions
 from adpe.leaderboard.tasks import metric_of
 
 

@@ -12,9 +12,9 @@ import pytest
 from rich.console import Console
 
 from adpe.leaderboard.compare import compare
+from adpe.leaderboard.formats import print_terminal, to_csv
 from adpe.leaderboard.ranking import build_leaderboard
 from adpe.leaderboard.records import append_record, read_records
-from adpe.leaderboard.tables import print_terminal, to_csv
 from adpe.leaderboard.text import spreadsheet_safe, without_controls
 
 TITLE, CLEAR, LINK = "\x1b]0;owned\x07", "\x1b[2J\x1b[1;31m", "\x1b]8;;http://x\x1b\\link\x1b]8;;\x1b\\"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from adpe.leaderboard.html.page import Chart
+from adpe.leaderboard.html.figures import Chart
 from adpe.leaderboard.ranking import Leaderboard
 from adpe.leaderboard.ranking.rows import OURS, Row
 from adpe.leaderboard.records import iterations_of

@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from adpe.leaderboard.html.page import Chart, Picture, Run, write_page
+from adpe.leaderboard.html.figures import Chart, Picture
+from adpe.leaderboard.html.page import write_page
 from adpe.leaderboard.html.plots import epoch_charts, speed_charts
+from adpe.leaderboard.html.runs import Run
 from adpe.leaderboard.ranking import Leaderboard
 from adpe.viz.predictions import read_scalars
 

@@ -1,0 +1,133 @@
+"""The page's sections of runs: facts of a record, as a reader wants them, and what the seeds of a row do not share."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from adpe.leaderboard.html.figures import Chart, Picture, chart_data, picture_data
+from adpe.leaderboard.protocol import plain
+from adpe.leaderboard.tasks import metric_of, show_metric
+
+# What the seeds of a row have in common.
+_KIND = ("suite", "task", "dataset")
+# Letters of a hash that are shown: enough to find the record that has the whole.
+_HASH = 12
+# What serves programs, which read the records themselves, and what stands beside the tables already.
+_LEFT_OUT = (
+    "schema", "run", "checkpoint", "checkpoint_sha256", "per_image", "per_image_sha256", "task_fingerprint", "own",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Run:
+    """A section of its own for one record, with its curves and pictures."""
+
+    record: Mapping[str, Any]
+    charts: Sequence[Chart] = ()
+    pictures: Sequence[Picture] = ()
+
+
+def facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """A record's fields as a reader wants them: units written out, mappings on one line, empty ones left out."""
+    lines = []
+    for key, value in record.items():
+        if key in _LEFT_OUT or value is None or value == {}:
+            continue
+        if key == "wall_time_s":
+            minutes, seconds = divmod(round(float(value)), 60)
+            lines.append(("wall time", f"{minutes} min {seconds} s"))
+        elif key == "peak_memory_bytes":
+            lines.append(("peak memory", f"{float(value) / 2**30:.2f} GiB"))
+        elif key == "iterations_per_s":
+            lines.append(("iterations/s", f"{float(value):.2f}"))
+        elif key == "metrics":
+            lines += [(metric_of(name).label, show_metric(name, number)) for name, number in value.items()]
+        elif key == "protocol":
+            lines.append((key, plain(value.get("facts", value))))
+        elif key == "time":
+            lines.append((key, f"{str(value)[:16].replace('T', ' ')} UTC"))
+        elif key == "commit":
+            lines.append((key, re.sub(rf"^(\w{{{_HASH}}})\w*", r"\1", str(value))))
+        elif key.endswith("sha256"):
+            lines.append((key.replace("_", " "), str(value)[:_HASH]))
+        elif key == "pretrained_from" and isinstance(value, Mapping):
+            lines.append(("pretrained from", plain({k: v for k, v in value.items() if k != "config_sha256"})))
+        else:
+            lines.append((key.replace("_", " "), plain(value)))
+    return lines
+
+
+def grouped(runs: Sequence[Run]) -> list[list[Run]]:
+    """The runs of every section: those that differ in their seed share one if they have no charts and no pictures."""
+    groups: dict[tuple[Any, ...], list[Run]] = {}
+    for number, run in enumerate(runs):
+        alone = number if run.charts or run.pictures else None
+        key = run.record.get("suite"), _without_seed(run), plain(run.record.get("fingerprint")), alone
+        groups.setdefault(key, []).append(run)
+    return [sorted(members, key=lambda run: run.record.get("seed") or 0) for members in groups.values()]
+
+
+def _without_seed(run: Run) -> str:
+    return re.sub(r"/seed\d+$", "", str(run.record.get("run", "unnamed run")))
+
+
+def run_sections(runs: Sequence[Sequence[Run]], embedded: dict[str, int]) -> list[dict[str, Any]]:
+    """Every section; a further one of a suite's task tells what differs from the first, to which it links.
+
+    What its line tells is not told again, nor the config's hash, which the seed changes.
+    """
+    first: dict[tuple[Any, ...], tuple[int, dict[str, str]]] = {}
+    sections = []
+    for number, members in enumerate(runs, start=1):
+        record, shared = members[0].record, _shared(members)
+        kind = (*(record.get(name) for name in _KIND), *dict(facts(record)))
+        other = first.setdefault(kind, (number, shared))
+        sections.append(_section(members, embedded, shared, other if other[0] != number else None))
+    return sections
+
+
+def _shared(members: Sequence[Run]) -> dict[str, str]:
+    """The facts that all of some runs have in common."""
+    known = [dict(facts(run.record)) for run in members]
+    return {name: text for name, text in known[0].items() if all(other.get(name) == text for other in known[1:])}
+
+
+def _section(
+    members: Sequence[Run],
+    embedded: dict[str, int],
+    shared: Mapping[str, str],
+    other: tuple[int, dict[str, str]] | None,
+) -> dict[str, Any]:
+    record = members[0].record
+    seeds = [_seed(run) for run in members]
+    numbers = list(record.get("metrics", {}).items())[:2]
+    metrics = [(metric_of(name).label, show_metric(name, value)) for name, value in numbers]
+    told = {"seed", "config sha256", *dict(metrics)}
+    own = [fact for fact in shared.items() if other is None or (fact not in other[1].items() and fact[0] not in told)]
+    alone = len(members) == 1
+    return {
+        "name": record.get("run", "unnamed run") if alone else _without_seed(members[0]),
+        "summary": " · ".join(filter(None, (seeds[0], ", ".join(map(" ".join, metrics)))) if alone else seeds),
+        "other": other and other[0],
+        "facts": own,
+        "by_seed": [] if alone else _by_seed(members, shared),
+        "charts": [chart_data(chart) for run in members for chart in run.charts],
+        "pictures": [picture_data(picture, embedded) for run in members for picture in run.pictures],
+    }
+
+
+def _seed(run: Run) -> str:
+    seed = run.record.get("seed")
+    return "no seed" if seed is None else f"seed {seed}"
+
+
+def _by_seed(members: Sequence[Run], shared: Mapping[str, str]) -> list[list[str]]:
+    """A table of what several runs do not share: its head, and a line for each."""
+    known = [dict(facts(run.record)) for run in members]
+    names = dict.fromkeys(name for one in known for name in one if name not in {*shared, "seed", "config sha256"})
+    lines = [[_seed(run).removeprefix("seed "), *(one.get(name, "") for name in names)]
+             for run, one in zip(members, known, strict=True)]  # fmt: skip
+    return [["seed", *names], *lines]
