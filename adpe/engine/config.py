@@ -33,6 +33,8 @@ _TOP_LEVEL = {
 } - {"self", "cfg"}  # fmt: skip
 # Modules that configs of earlier versions import, to where they are now.
 _MOVED = {
+    "adpe.data.multiband_dataset": "adpe.data.multiband.dataset",
+    "adpe.data.multiband_labels": "adpe.data.multiband.labels",
     "adpe.engine.detection_heads": "adpe.transfer.detection_heads",
     "adpe.evaluations.probe_transforms": "adpe.data.views.probe_transforms",
 }

@@ -54,14 +54,14 @@ def overview(suite: Suite, records: Sequence[Mapping[str, Any]], confidence: flo
     titles = ["Method", *(f"{task}: {_title(name)}" for task, name in suite.overview)]
     power = [_power(differences, name) for (_, name), differences in found_in.items()]
     counts = sorted({len(found) for found in values.values()})
-    seeds = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    seeds = f"{counts[0]} to {counts[-1]} seeds" if len(counts) > 1 else f"{counts[0]} seed{'s' * (counts[0] > 1)}"
     note = (
-        f"Mean ± standard deviation over {seeds} seeds; below it the paired difference to {first} with its "
+        f"Mean ± standard deviation over {seeds}; below it the paired difference to {first} with its "
         f"{confidence:.0%} t interval, bold where that excludes 0. Each interval holds by itself."
     )
     if any(power):
         rows.append(["*power*", *power])
-        note += " Power: the true difference that so many seeds find in four of five repetitions, median of the rows."
+        note += " Power: the true difference that this many seeds find in four of five repetitions, median of the rows."
     lines = [titles, ["---"] * len(titles), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{note}"
 

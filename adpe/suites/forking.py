@@ -14,6 +14,7 @@ import importlib
 import json
 import math
 import os
+import random
 import runpy
 import select
 import signal
@@ -25,18 +26,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+
 from adpe.files import ROOT
 from adpe.garbage import collect_rarely
 
-FIRST = ("torch", "adpe.engine", "adpe.engine.launch")
-# Packages whose modules are worth to be there at the next start. torch's own are there, or start threads.
+FIRST = ("adpe.engine", "adpe.engine.launch")
+# Packages whose modules are worth having at the next start. torch's own are loaded already, or start threads.
 _LEARNT = ("adpe", "matplotlib", "mmcv", "mmdet", "mmengine", "mmseg", "pycocotools", "scipy", "sklearn", "timm",
            "torchvision")  # fmt: skip
 _MOST = 2**20  # bytes of a message
+_PATIENCE = 120  # s for an answer, which modules that are being imported may delay
 
 
 class Process(Protocol):
-    """What the runner needs of a process: :class:`subprocess.Popen` has it, too."""
+    """What the runner needs of a process: :class:`subprocess.Popen` provides it, too."""
 
     pid: int
 
@@ -44,7 +48,7 @@ class Process(Protocol):
         """The exit status, as of `subprocess`; None while it runs."""
 
     def wait(self, timeout: float | None = None) -> int:
-        """The same at its end.
+        """Wait for its end; the exit status.
 
         Raises:
             subprocess.TimeoutExpired: after `timeout` seconds.
@@ -52,23 +56,24 @@ class Process(Protocol):
 
 
 class Forker:
-    """The process that forks, from the runner's side; it ends with the block, not so what it has started.
+    """The process that forks, from the runner's side. It ends with the block; what it started does not.
 
     Args:
         environment: of the process and of what it starts.
+        root: their current folder.
     """
 
-    def __init__(self, environment: Mapping[str, str]) -> None:
+    def __init__(self, environment: Mapping[str, str], root: Path = ROOT) -> None:
         self.environment = dict(environment)
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "adpe.suites.forking", str(theirs.fileno())],
-                cwd=ROOT, env=self.environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                cwd=root, env=self.environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL, start_new_session=True, pass_fds=(theirs.fileno(),),
             )  # fmt: skip
         self._statuses: dict[int, int] = {}
-        self.is_there = True
+        self.is_there = self.accepts = True
 
     def __enter__(self) -> Forker:
         return self
@@ -91,7 +96,7 @@ class Forker:
         Returns:
             the process, or None where the forking one declines or is gone.
         """
-        if not self.is_there:
+        if not (self.is_there and self.accepts):
             return None
         changed = {name: text for name, text in environment.items() if self.environment.get(name) != text}
         message = json.dumps({"arguments": list(arguments), "environment": changed}).encode()
@@ -100,10 +105,22 @@ class Forker:
         except OSError as error:
             self.is_there = self.is_there and error.errno == errno.EMSGSIZE
             return None
-        while self.is_there:
-            pid = self._receive()
-            if pid is not None:
-                return Forked(self, pid)
+        try:
+            pid = self._answer()
+        except KeyboardInterrupt:
+            if (pid := self._answer()) is not None:  # what was asked for has begun nevertheless
+                os.killpg(pid, signal.SIGTERM)
+            raise
+        return None if pid is None else Forked(self, pid)
+
+    def _answer(self) -> int | None:
+        """The number of the process that was asked for; None where there will be none."""
+        deadline = time.monotonic() + _PATIENCE
+        while self.is_there and self.accepts:
+            if not select.select([self._channel], [], [], max(0.0, deadline - time.monotonic()))[0]:
+                self._process.kill()
+            if (pid := self._receive()) is not None:
+                return pid
         return None
 
     def status(self, pid: int, timeout: float | None = 0) -> int | None:
@@ -136,7 +153,8 @@ class Forker:
         if "status" in told:
             self._statuses[told["pid"]] = told["status"]
             return None
-        return int(told["pid"])
+        self.accepts = told["pid"] is not None
+        return told["pid"]  # type: ignore[no-any-return]
 
 
 class Forked:
@@ -158,7 +176,7 @@ class Forked:
 def _runs(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return False
 
 
@@ -168,15 +186,19 @@ def _runs(pid: int) -> bool:
 def serve(descriptor: int) -> bool:
     """Fork what is asked for through a socket until its other end is closed.
 
+    It declines once the project's code has changed: a record names the commit that is checked out.
+
     Returns:
         whether this is the process that forks; in a fork it returns, or raises SystemExit, when its script has run.
     """
     collect_rarely()
     channel = socket.socket(fileno=descriptor)
-    _import(FIRST)
-    torch = sys.modules.get("torch")
-    if torch is None or torch.accelerator.is_available():
+    import torch
+
+    if torch.accelerator.is_available():
         return True
+    _import(FIRST)
+    sources = _sources()
     ended, ending = os.pipe()
     os.set_blocking(ending, False)
     signal.set_wakeup_fd(ending, warn_on_full_buffer=False)
@@ -189,10 +211,16 @@ def serve(descriptor: int) -> bool:
             _tell_ended(channel)
         if learnt in ready:
             _import(os.read(learnt, _MOST).decode().split())
+            sources |= {name: stamp for name, stamp in _sources().items() if name not in sources}
         if descriptor in ready:
             message, descriptors, _, _ = socket.recv_fds(channel, _MOST, 2)
             if not message:
                 return True
+            if sources != _sources():
+                for one in descriptors:
+                    os.close(one)
+                _tell(channel, pid=None)
+                continue
             began, beginning = os.pipe()
             pid = os.fork()
             if pid == 0:
@@ -207,18 +235,37 @@ def serve(descriptor: int) -> bool:
                 os.close(one)
             os.read(began, 1)  # until it has a session, by which it is stopped
             os.close(began)
-            try:
-                channel.send(json.dumps({"pid": pid}).encode())
-            except OSError:  # nobody would know of it
+            if not _tell(channel, pid=pid):  # nobody would know of it
                 os.killpg(pid, signal.SIGKILL)
                 return True
 
 
+def _sources() -> dict[str, tuple[int, int] | None]:
+    """Size and time of the files of the project's modules that are loaded."""
+    found: dict[str, tuple[int, int] | None] = {}
+    for name, module in [*sys.modules.items()]:
+        path = getattr(module, "__file__", None)
+        if path and name.partition(".")[0] == "adpe":
+            try:
+                status = os.stat(path)
+                found[name] = (status.st_size, status.st_mtime_ns)
+            except OSError:
+                found[name] = None
+    return found
+
+
 def _tell_ended(channel: socket.socket) -> None:
-    with contextlib.suppress(ChildProcessError, OSError):
+    with contextlib.suppress(ChildProcessError):
         while (found := os.waitpid(-1, os.WNOHANG))[0]:
-            status = os.waitstatus_to_exitcode(found[1])
-            channel.send(json.dumps({"pid": found[0], "status": status}).encode())
+            _tell(channel, pid=found[0], status=os.waitstatus_to_exitcode(found[1]))
+
+
+def _tell(channel: socket.socket, **what: int | None) -> bool:
+    try:
+        channel.send(json.dumps(what).encode())
+    except OSError:
+        return False
+    return True
 
 
 def _import(names: Iterable[str]) -> None:
@@ -235,6 +282,10 @@ def _become(request: Mapping[str, Any], log: int, telling: int) -> None:
     os.dup2(log, 2)
     os.close(log)
     os.environ.update(request["environment"])
+    # As in a new process: what is drawn without a seed is not what another fork draws.
+    random.seed()
+    np.random.seed()
+    sys.modules["torch"].seed()
     sys.argv = request["arguments"]
     before = set(sys.modules)
     try:

@@ -147,7 +147,8 @@ class Suite:
         ]
         chosen = {task.name: {} for task in self.tasks} if budget.tasks is None else budget.tasks
         tasks = [replace(t, options={**t.options, **chosen[t.name]}) for t in self.tasks if t.name in chosen]
-        options = [method.options for method in methods] + [task.options for task in tasks]
+        options = [task.options for task in tasks]
+        options += [{**one.options, **one.transfer, "checkpoint": one.checkpoint} for one in methods]
         return replace(
             self,
             name=f"{self.name}_{name}",

@@ -20,7 +20,7 @@ from mmengine.runner import Runner
 
 from adpe.config_names import CONFIGS as FOLDER
 from adpe.config_names import MOVED, NAMES, text
-from adpe.engine.config import read_config
+from adpe.engine.config import _MOVED, read_config
 from adpe.errors import UserError
 from adpe.evaluations.base import build_evaluation
 
@@ -112,6 +112,12 @@ def test_earlier_names_are_of_no_file_and_lead_to_one() -> None:
     assert [name for name in MOVED if (FOLDER / name).exists() or name in NAMES] == []
     assert [name for name in MOVED.values() if not (FOLDER / name).is_file()] == []
     assert len(set(MOVED.values())) == len(MOVED)
+
+
+@pytest.mark.parametrize("module", _MOVED)
+def test_a_config_that_a_run_of_before_wrote_imports_what_it_names(tmp_path: Path, module: str) -> None:
+    (tmp_path / "saved.py").write_text(f"custom_imports = dict(imports=[{module!r}], allow_failed_imports=False)\n")
+    assert read_config(tmp_path / "saved.py").custom_imports.imports == [_MOVED[module]]
 
 
 def test_a_name_stands_for_a_file(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from adpe.errors import UserError
 from adpe.leaderboard.html.figures import Chart, Picture
 from adpe.leaderboard.html.page import write_page
 from adpe.leaderboard.html.report import write_report
-from adpe.leaderboard.html.runs import Run, facts
+from adpe.leaderboard.html.runs import Run, facts, grouped
 from adpe.leaderboard.published import read_published
 from adpe.leaderboard.ranking import build_leaderboard
 
@@ -203,9 +203,28 @@ def test_runs_that_differ_in_their_seed_share_a_section(tmp_path: Path, picture:
     # Both seeds of the row lead there.
     links = Page((tmp_path / "index.html").read_text().partition('<section id="runs">')[0]).attributes("a", "href")
     assert [link for link in links if link.startswith("#run-")].count("#run-1") == 2
-    # A run with a picture keeps a section of its own.
-    write_page(tmp_path / "index.html", "x", board, runs=[Run(one, pictures=[picture]) for one in found])
-    assert Page((tmp_path / "index.html").read_text()).count("details", id="run-8") == 1
+    # A run with a picture keeps a section of its own, the first of all, too.
+    runs = [Run(one, pictures=[picture] * (number == 0)) for number, one in enumerate(found)]
+    assert [len(members) for members in grouped(runs)] == [1, 1, 2, 2, 1, 1]
+
+
+def test_runs_of_another_method_are_no_seeds() -> None:
+    """A run by itself is named by its folder and its seed, which others may be, too."""
+    one = {"run": "finetune-0", "method": "A", "seed": 0}
+    others = [one | {"method": "B"}, one | {"start": "random"}, one | {"run": "finetune-1", "seed": 1}]
+    assert [len(members) for members in grouped([Run(one), *map(Run, others)])] == [2, 1, 1]
+
+
+def test_metrics_of_one_label_are_all_told() -> None:
+    assert facts({"metrics": {"val/mIoU": 40.0, "test/mIoU": 0.5}}) == [("val/mIoU", "40.00"), ("test/mIoU", "0.50")]
+
+
+@pytest.mark.parametrize(("text", "shown"), [
+    ("2026-11-21T17:10:02+02:00", "2026-11-21 15:10 UTC"), ("yesterday", "yesterday"),
+    ("2026-11-21T17:10:02", "2026-11-21T17:10:02"),
+])  # fmt: skip
+def test_times_are_of_one_zone(text: str, shown: str) -> None:
+    assert facts({"time": text}) == [("time", shown)]
 
 
 def test_curves_are_valid_json_with_gaps_for_nan(tmp_path: Path, picture: Picture) -> None:

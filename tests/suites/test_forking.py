@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import tiny_training
 import torch
+from faults.trainings import wait_until
 
 from adpe.suites.forking import Forked, Forker
 
@@ -85,6 +88,34 @@ def test_a_script_outlives_the_process_that_forked_it(tmp_path: Path) -> None:
         go.touch()
         assert process.wait(60) == 1  # nobody knows its status: what counts is its record
         assert not is_locked(tmp_path)
+
+
+def test_code_that_changed_is_not_run_under_the_name_of_todays(tmp_path: Path) -> None:
+    """A fork would run what was read before, and its record name what is there now."""
+    package = tmp_path / "adpe_copy"
+    shutil.copytree(tiny_training.ROOT / "adpe", package / "adpe", ignore=shutil.ignore_patterns("__pycache__"))
+    environment = {**tiny_training.environment(), "PYTHONPATH": str(package)}
+    with Forker(environment, root=package) as forker:
+        process = start(forker, tmp_path, "import time, adpe\ntime.sleep(1)\nprint(adpe.__file__)\nraise SystemExit(5)")
+        with open(package / "adpe" / "garbage.py", "a") as file:
+            file.write("\n")
+        with open(tmp_path / "log", "ab") as log:
+            assert forker.start([str(tmp_path / "script.py")], environment, log.fileno(), log.fileno()) is None
+        assert process.wait(60) == 5  # it is still known how this one ends
+    assert (tmp_path / "log").read_text() == f"{package / 'adpe' / '__init__.py'}\n"
+
+
+def test_a_start_that_is_interrupted_leaves_nothing_behind(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text("import time\ntime.sleep(600)")
+    with Forker(tiny_training.environment()) as forker, open(tmp_path / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        # It is still importing torch then.
+        timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            forker.start([str(tmp_path / "script.py")], forker.environment, lock.fileno(), lock.fileno())
+        lock.close()
+        assert wait_until(lambda: not is_locked(tmp_path), 20)
 
 
 def test_a_training_is_the_same_in_every_bit(forker: Forker, tmp_path: Path) -> None:

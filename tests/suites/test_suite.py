@@ -228,3 +228,10 @@ def test_a_budget_without_tasks_on_scenes_brings_none() -> None:
     suite = read_suite("study_cifar10")
     assert suite.data is not None and suite.sized("gpu10").data is None
     assert read_suite("real_weights").sized("quick").data is not None
+
+
+def test_a_budget_keeps_the_data_that_a_method_takes_to_its_transfers(tmp_path: Path) -> None:
+    scenes = {"scenes": {"train": 4, "val": 2, "unlabelled": 8, "size": 48}}
+    methods = [{"name": "A", "transfer": {"data_root": "{data}"}}]
+    suite = read_suite(write(tmp_path, data=scenes, methods=methods, claims=[], budgets={"short": {"jobs": 2}}))
+    assert suite.sized("short").data is not None

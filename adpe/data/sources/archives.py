@@ -204,7 +204,8 @@ def default_cache_dir() -> Path:
 def _unpack(path: Path, suffix: str, cache_dir: Path) -> Path:
     """The `.tar` inside a compressed one, written once. A reader sees a whole file under its final name or none."""
     status = path.stat()
-    key = hashlib.sha256(f"{path.resolve()}\0{status.st_size}\0{status.st_mtime_ns}".encode()).hexdigest()[:32]
+    text = os.fsencode(path.resolve()) + f"\0{status.st_size}\0{status.st_mtime_ns}".encode()
+    key = hashlib.sha256(text).hexdigest()[:32]
     target = cache_dir / f"{key}.tar"
     if target.exists():
         return target

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import zipfile
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,30 +29,37 @@ class TarIndex:
 
     def __init__(self, tar: Path, cache_dir: Path) -> None:
         status = tar.stat()
-        key = f"{_FORM}\0{tar.resolve()}\0{status.st_size}\0{status.st_mtime_ns}"
-        self.file = cache_dir / "indices" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz"
+        key = hashlib.sha256(f"{_FORM}\0{status.st_size}\0{status.st_mtime_ns}\0".encode() + os.fsencode(tar.resolve()))
+        self.file = cache_dir / "indices" / f"{key.hexdigest()[:32]}.npz"
 
     def read(self) -> list[Member] | None:
-        """The members, or None if they are not kept, or the file of them is damaged."""
+        """The members, or None if they are not kept, or their file is damaged."""
+        if not self.file.exists():
+            return None
         try:
             with np.load(self.file, allow_pickle=False) as kept:
-                names, places = kept["names"].tobytes().split(b"\0"), kept["places"].tolist()
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+                names, places, digest = kept["names"], kept["places"], kept["digest"]
+            if digest.tobytes() != _digest(names, places):
+                raise ValueError("it has changed since it was written")
+            decoded = [name.decode("utf-8", "surrogateescape") for name in names.tobytes().split(b"\0")]
+            return [(name, offset, size) for name, (offset, size) in zip(decoded, places.tolist(), strict=True)]
+        except Exception as error:  # zipfile and numpy raise many kinds; the archive itself is at hand
             logger.warning("%s cannot be read (%s): the archive is indexed anew", self.file, error)
             return None
-        decoded = [name.decode("utf-8", "surrogateescape") for name in names]
-        return [(name, offset, size) for name, (offset, size) in zip(decoded, places, strict=True)]
 
     def write(self, members: Sequence[Member]) -> None:
-        """Keep the members of a large tar."""
-        if len(members) < WORTH_KEEPING:
+        """Keep the members of a large tar; not of one with names that cannot be told apart in the file."""
+        if len(members) < WORTH_KEEPING or any("\0" in name for name, _, _ in members):
             return
-        names = b"\0".join(name.encode("utf-8", "surrogateescape") for name, _, _ in members)
-        places = np.array([member[1:] for member in members], dtype=np.int64)
+        text = b"\0".join(name.encode("utf-8", "surrogateescape") for name, _, _ in members)
+        names, places = np.frombuffer(text, dtype=np.uint8), np.array([m[1:] for m in members], dtype=np.int64)
+        digest = np.frombuffer(_digest(names, places), dtype=np.uint8)
         try:
             with atomic_write(self.file) as temporary, open(temporary, "wb") as file:
-                np.savez(file, names=np.frombuffer(names, dtype=np.uint8), places=places)
+                np.savez(file, names=names, places=places, digest=digest)
         except OSError as error:
             logger.warning("the index of the archive is not kept: %s", error)
+
+
+def _digest(names: np.ndarray, places: np.ndarray) -> bytes:
+    return hashlib.sha256(names.tobytes() + str((places.dtype, places.shape)).encode() + places.tobytes()).digest()

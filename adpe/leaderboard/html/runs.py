@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from typing import Any
 
 from adpe.leaderboard.html.figures import Chart, Picture, chart_data, picture_data
 from adpe.leaderboard.protocol import plain
 from adpe.leaderboard.tasks import metric_of, show_metric
 
-# What the seeds of a row have in common.
+# What the seeds of a row have in common, and what the rows of a task.
+_ROW = ("suite", "method", "start", "task", "dataset", "sweep", "fingerprint")
 _KIND = ("suite", "task", "dataset")
 # Letters of a hash that are shown: enough to find the record that has the whole.
 _HASH = 12
@@ -44,11 +48,12 @@ def facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
         elif key == "iterations_per_s":
             lines.append(("iterations/s", f"{float(value):.2f}"))
         elif key == "metrics":
-            lines += [(metric_of(name).label, show_metric(name, number)) for name, number in value.items()]
+            labels = Counter(metric_of(name).label for name in value)
+            lines += [(_label(name, labels), show_metric(name, number)) for name, number in value.items()]
         elif key == "protocol":
             lines.append((key, plain(value.get("facts", value))))
         elif key == "time":
-            lines.append((key, f"{str(value)[:16].replace('T', ' ')} UTC"))
+            lines.append((key, _utc(str(value))))
         elif key == "commit":
             lines.append((key, re.sub(rf"^(\w{{{_HASH}}})\w*", r"\1", str(value))))
         elif key.endswith("sha256"):
@@ -60,18 +65,39 @@ def facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     return lines
 
 
+def _label(name: str, labels: Mapping[str, int]) -> str:
+    """Of a metric; its whole name where another has the same label."""
+    label = metric_of(name).label
+    return label if labels[label] == 1 else name
+
+
+def _utc(text: str) -> str:
+    """A time to the minute; as it stands if it is none, or has no zone."""
+    with suppress(ValueError):
+        time = datetime.fromisoformat(text)
+        if time.tzinfo is not None:
+            return f"{time.astimezone(timezone.utc):%Y-%m-%d %H:%M} UTC"
+    return text
+
+
 def grouped(runs: Sequence[Run]) -> list[list[Run]]:
     """The runs of every section: those that differ in their seed share one if they have no charts and no pictures."""
     groups: dict[tuple[Any, ...], list[Run]] = {}
     for number, run in enumerate(runs):
         alone = number if run.charts or run.pictures else None
-        key = run.record.get("suite"), _without_seed(run), plain(run.record.get("fingerprint")), alone
+        told = (plain(run.record.get(name)) for name in _ROW)
+        key = _without_seed(run), alone, *told
         groups.setdefault(key, []).append(run)
-    return [sorted(members, key=lambda run: run.record.get("seed") or 0) for members in groups.values()]
+    return [
+        sorted(members, key=lambda run: (type(run.record.get("seed")).__name__, run.record.get("seed") or 0))
+        for members in groups.values()
+    ]
 
 
 def _without_seed(run: Run) -> str:
-    return re.sub(r"/seed\d+$", "", str(run.record.get("run", "unnamed run")))
+    """The name of a run without its seed, which ends it: of a suite's run, or of one by itself."""
+    name, seed = str(run.record.get("run", "unnamed run")), run.record.get("seed")
+    return name.removesuffix(f"/seed{seed}").removesuffix(f"-{seed}")
 
 
 def run_sections(runs: Sequence[Sequence[Run]], embedded: dict[str, int]) -> list[dict[str, Any]]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import tarfile
 
+import numpy as np
 import pytest
 from image_files import cache, write_tar  # noqa: F401  fixture
 
@@ -61,3 +63,34 @@ def test_small_archives_and_a_read_only_cache_keep_none(large, cache, tmp_path):
     cache.mkdir(exist_ok=True)
     (cache / "indices").write_bytes(b"a file in the way")
     assert len(ImageSource(large[0])) == WORTH_KEEPING
+
+
+def test_a_name_with_a_null_keeps_none(tmp_path, cache):
+    path = tmp_path / "odd.tar"
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as archive:
+        for i in range(WORTH_KEEPING):
+            member = tarfile.TarInfo(f"{i}.png")
+            if i == 5:
+                member.pax_headers = {"path": "o\0dd.png"}
+            archive.addfile(member)
+    for _ in range(2):
+        assert len(ImageSource(path)) == WORTH_KEEPING
+    assert not (cache / "indices").exists()
+
+
+def test_a_path_that_is_no_text(large, tmp_path):
+    folder = tmp_path / os.fsdecode(b"\xff")
+    folder.mkdir()
+    assert len(ImageSource(os.rename(large[0], folder / "a.tar") or folder / "a.tar")) == WORTH_KEEPING
+
+
+def test_no_byte_of_an_index_can_change_what_is_read(large, cache):
+    path, _ = large
+    first = [*ImageSource(path).paths]
+    (index,) = (cache / "indices").iterdir()
+    whole = index.read_bytes()
+    places = np.random.default_rng(0).integers(0, len(whole), 60).tolist()
+    ends = [*range(len(whole) - 40, len(whole)), *range(40)]  # of the directory, and of the first header
+    for place in [*places, *ends]:
+        index.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
+        assert ImageSource(path).paths == first
