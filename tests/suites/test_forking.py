@@ -67,6 +67,16 @@ def test_what_one_script_imports_is_there_for_the_next(forker: Forker, tmp_path:
     assert (tmp_path / "log").read_text() == "False\nTrue\n"
 
 
+def test_generators_are_those_of_a_new_process(forker: Forker, tmp_path: Path) -> None:
+    text = "import random\nimport numpy as np\nimport torch\n"
+    text += "print(random.random(), np.random.rand(), torch.initial_seed(), torch.rand(()).item())"
+    for _ in range(2):
+        assert start(forker, tmp_path, text).wait(60) == 0
+    subprocess.run([sys.executable, tmp_path / "script.py"], check=True, stdout=open(tmp_path / "log", "ab"))  # noqa: SIM115
+    lines = [line.split() for line in (tmp_path / "log").read_text().splitlines()]
+    assert [len(set(column)) for column in zip(*lines, strict=True)] == [3, 3, 1, 1]
+
+
 def test_the_lock_lives_as_long_as_the_script(forker: Forker, tmp_path: Path) -> None:
     process = start(forker, tmp_path, "import time\ntime.sleep(600)")
     assert process.poll() is None and is_locked(tmp_path)
