@@ -282,9 +282,10 @@ def _become(request: Mapping[str, Any], log: int, telling: int) -> None:
     os.dup2(log, 2)
     os.close(log)
     os.environ.update(request["environment"])
-    # As in a new process, two of which do not draw the same without a seed. torch's generators are as it sets them.
+    # As in a new process, two of which do not draw the same without a seed.
     random.seed()
     np.random.seed()
+    sys.modules["torch"].seed()
     sys.argv = request["arguments"]
     before = set(sys.modules)
     try:
