@@ -68,7 +68,7 @@ def test_what_one_script_imports_is_there_for_the_next(forker: Forker, tmp_path:
 
 
 def test_two_scripts_do_not_draw_the_same_without_a_seed(forker: Forker, tmp_path: Path) -> None:
-    text = "import random\nimport numpy as np\nimport torch\nprint(random.random(), np.random.rand(), torch.rand(()).item())"
+    text = "import random, torch\nimport numpy as np\nprint(random.random(), np.random.rand(), float(torch.rand(())))"
     for _ in range(2):
         assert start(forker, tmp_path, text).wait(60) == 0
     first, second = ((tmp_path / "log").read_text().splitlines()[number].split() for number in range(2))
