@@ -283,6 +283,10 @@ def test_facts_have_units() -> None:
         ("wall time", "1 min 1 s"),
         ("peak memory", "1.50 GiB"),
     ]
+    # The seed of a pretraining is told where it is not the run's own.
+    for seed, text in ((3, "epochs 4"), (0, "epochs 4, seed 0")):
+        start = {"epochs": 4, "seed": seed, "config_sha256": "0a"}
+        assert facts({"seed": 3, "pretrained_from": start})[1] == ("pretrained from", text)
     lines = facts({"commit": "0123456789abcdef01234567-dirty", "time": "2026-11-21T17:10:02+00:00"})
     assert lines == [("commit", "0123456789ab-dirty"), ("time", "2026-11-21 17:10 UTC")]
 

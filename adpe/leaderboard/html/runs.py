@@ -59,7 +59,8 @@ def facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
         elif key.endswith("sha256"):
             lines.append((key.replace("_", " "), str(value)[:_HASH]))
         elif key == "pretrained_from" and isinstance(value, Mapping):
-            lines.append(("pretrained from", plain({k: v for k, v in value.items() if k != "config_sha256"})))
+            told = {"config_sha256": value.get("config_sha256"), "seed": record.get("seed")}
+            lines.append(("pretrained from", plain({k: v for k, v in value.items() if k not in told or v != told[k]})))
         else:
             lines.append((key.replace("_", " "), plain(value)))
     return lines
