@@ -115,15 +115,18 @@ def test_code_that_changed_is_not_run_under_the_name_of_todays(tmp_path: Path) -
 
 def test_a_start_that_is_interrupted_leaves_nothing_behind(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text("import time\ntime.sleep(600)")
-    with Forker(tiny_training.environment()) as forker, open(tmp_path / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        # It is still importing torch then.
-        timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
-        timer.start()
-        with pytest.raises(KeyboardInterrupt):
-            forker.start([str(tmp_path / "script.py")], forker.environment, lock.fileno(), lock.fileno())
-        lock.close()
-        assert wait_until(lambda: not is_locked(tmp_path), 20)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # trainings of other tests may have left theirs
+    try:
+        with Forker(tiny_training.environment()) as forker, open(tmp_path / "lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            # It is still importing torch then.
+            threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+            with pytest.raises(KeyboardInterrupt):
+                forker.start([str(tmp_path / "script.py")], forker.environment, lock.fileno(), lock.fileno())
+            lock.close()
+            assert wait_until(lambda: not is_locked(tmp_path), 20)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_training_is_the_same_in_every_bit(forker: Forker, tmp_path: Path) -> None:
