@@ -34,9 +34,9 @@ class TarIndex:
 
     def read(self) -> list[Member] | None:
         """The members, or None if they are not kept, or their file is damaged."""
-        if not self.file.exists():
-            return None
         try:
+            if not self.file.exists():
+                return None
             with np.load(self.file, allow_pickle=False) as kept:
                 names, places, digest = kept["names"], kept["places"], kept["digest"]
             if digest.tobytes() != _digest(names, places):
