@@ -33,7 +33,7 @@ class Entry:
     notes: tuple[int, ...] = ()
 
     def __str__(self) -> str:
-        return " ".join([self.text, *(f"[{number}]" for number in self.notes)])
+        return f"{self.text} [{', '.join(map(str, self.notes))}]" if self.notes else self.text
 
 
 def header(table: Table) -> list[str]:

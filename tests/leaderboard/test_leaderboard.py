@@ -166,7 +166,7 @@ def test_what_cannot_be_averaged_is_reported_by_name() -> None:
     ]
     cell = row(leaderboard, "AdPE (pretrained)").cells["mIoU"]
     assert cell.summary is not None and cell.summary.mean == pytest.approx(126.5 / 3)
-    assert "42.17 ± 2.25 [2] [3]" in to_markdown(leaderboard)
+    assert "42.17 ± 2.25 [2, 3]" in to_markdown(leaderboard)
     assert "[3] segmentation on scenes, AdPE (pretrained): run AdPE-pretrained-3" in terminal(leaderboard)
     assert "left out of the mean" in to_csv(leaderboard) and "[4]" in to_latex(leaderboard)
 
@@ -371,3 +371,36 @@ def test_sizes_and_extra_data_of_published_rows_are_marked() -> None:
         ("B", "MAE", "ViT-L/16", False),
     ]
     assert table.rows[1].pretraining == "ImageNet-1K, 1600 epochs, extra: DALL-E tokenizer"
+
+
+def of_suite(suite: str, method: str, epochs: int | None, values: list[float]) -> list[dict[str, Any]]:
+    more = {
+        "suite": suite,
+        "method": method,
+        "pretraining_epochs": epochs,
+        "pretrained_sha256": f"{suite} {method}" if epochs else None,
+    }
+    start = "pretrained" if epochs else "random"
+    return [record(start, seed, value, **more) for seed, value in enumerate(values)]
+
+
+def test_encoders_of_two_lengths_are_two_rows_each_against_its_own_suite() -> None:
+    """A suite that pretrains for longer calls its methods as another one does, under one protocol of the task."""
+    long = of_suite("long", "MAE", 4, [50, 51, 52]) + of_suite("long", "MAE+", 4, [40, 41, 42])
+    short = of_suite("short", "MAE", 1, [20, 21]) + of_suite("short", "MAE+", 1, [10, 11])
+    starts = of_suite("long", "none", None, [30, 31, 32]) + of_suite("short", "none", None, [30, 31])
+    board = build_leaderboard([*long, *short, *starts], baseline=("MAE+", "random"))
+    assert board.problems == []
+    rows = {(row.method, row.pretraining): row.cells["mIoU"] for row in board.tables[0].rows}
+    assert {key: list(cell.values.values()) for key, cell in rows.items()} == {
+        ("MAE", "4 epochs"): [50, 51, 52],
+        ("MAE+", "4 epochs"): [40, 41, 42],
+        ("MAE", "1 epoch"): [20, 21],
+        ("MAE+", "1 epoch"): [10, 11],
+        ("none", None): [30, 31, 32],
+    }
+    differences = [rows["MAE", length].difference for length in ("4 epochs", "1 epoch")]
+    assert [one and one.mean for one in differences] == [10, 10]
+    # What a suite ran with fewer seeds than its others is told.
+    board = build_leaderboard([*long[1:], *short, *starts], baseline=("MAE+", "random"))
+    assert len(board.problems) == 1 and "MAE (pretrained)" in board.problems[0] and "seed 0" in board.problems[0]

@@ -1,6 +1,7 @@
 """Records of finished runs -> rows with mean, spread and difference to a baseline, grouped by protocol.
 
-A row is one method, start and point of a sweep under one protocol on one data set; its seeds are averaged. Rows of
+A row is one method, start, length of pretraining and point of a sweep under one protocol on one data set; its seeds are
+averaged. Rows of
 different protocols (`adpe.leaderboard.protocol`) stand in the same table only under different protocol letters, are
 ranked apart and never averaged; what a method changes in the protocol of its task stands in its row. Nothing that was
 recorded is dropped silently: what cannot be averaged is named in `Leaderboard.problems`, and the cells it concerns
@@ -70,7 +71,8 @@ def build_leaderboard(
         if protocol not in heads or (heads[protocol].get("own") and not record.get("own")):
             heads[protocol] = record
         own = record["fingerprint"] if isinstance(record["fingerprint"], str) else None
-        key = (str(record["method"]), record.get("start"), record.get("sweep"), own)
+        # Encoders that were pretrained for longer in another suite are others, whatever they are called.
+        key = (str(record["method"]), record.get("start"), record.get("sweep"), own, record.get("pretraining_epochs"))
         members.setdefault(key, []).append(observation)
     entries = list(published)
     for entry in entries:

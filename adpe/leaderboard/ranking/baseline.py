@@ -24,18 +24,16 @@ def compare_rows(table: Table, baselines: Sequence[str], confidence: float, prob
     for letter in table.protocols:
         rows = [row for row in table.rows if row.protocol == letter and row.kind == OURS]
         named = [(one, [row for row in rows if one in (row.start, row.method, row.name)]) for one in baselines]
-        baseline, candidates = next((pair for pair in named if pair[1]), (baselines[0], []))
         under = f"{table.task} on {table.dataset}" + (f", protocol {letter}" if len(table.protocols) > 1 else "")
-        if rows and not candidates and table.task != "pretrain":
-            problems.append(f"{under}: no row {baseline!r} to compare with.")
+        if rows and not any(found for _, found in named) and table.task != "pretrain":
+            problems.append(f"{under}: no row {baselines[0]!r} to compare with.")
         for row in rows:
-            # The points of a sweep may run with fewer seeds than the point that is reported.
-            seeds = {seed for other in rows if other.sweep == row.sweep for seed in other.seeds}
-            if row.cells and row.seeds and seeds - row.seeds:
-                missing = ", ".join(map(str, sorted(seeds - row.seeds)))
+            missing = ", ".join(map(str, sorted(_expected_seeds(row, rows) - row.seeds)))
+            if row.cells and row.seeds and missing:
                 problems.append(f"{under}, {row.name}: no run for seed {missing}, which other rows have.")
                 for cell in row.cells.values():
                     cell.notes.append(len(problems))
+            baseline, candidates = _candidates(row, named) or (baselines[0], [])
             near = [other for other in candidates if other.sweep == row.sweep] or candidates
             same = [other for other in near if other.method == row.method]
             reference = near[0] if len(near) == 1 else same[0] if len(same) == 1 else None
@@ -54,6 +52,29 @@ def compare_rows(table: Table, baselines: Sequence[str], confidence: float, prob
         used = {row.baseline for row in rows if not row.is_baseline}
         for row in rows:
             row.is_baseline = row.is_baseline and row.name in used
+
+
+def _suites(row: Row) -> list[object]:
+    return list(dict.fromkeys(record.get("suite") for record in row.records))
+
+
+def _candidates(row: Row, named: Sequence[tuple[str, list[Row]]]) -> tuple[str, list[Row]] | None:
+    """The first baseline that a suite of the row has, with its rows there; if none has, the first of all."""
+    for baseline, found in named:
+        for suite in _suites(row):
+            if own := [other for other in found if suite in _suites(other)]:
+                return baseline, own
+    return next((pair for pair in named if pair[1]), None)
+
+
+def _expected_seeds(row: Row, rows: Sequence[Row]) -> set[int]:
+    """Seeds that the row's suites ran with; the points of a sweep may run with fewer than the one that is reported."""
+    runs = [record for other in rows if other.sweep == row.sweep for record in other.records]
+    return {run["seed"] for run in runs if run.get("suite") in _suites(row) and run.get("seed") in _all_seeds(rows)}
+
+
+def _all_seeds(rows: Sequence[Row]) -> set[int]:
+    return {seed for row in rows for seed in row.seeds}
 
 
 def rank_rows(table: Table) -> None:

@@ -12,7 +12,7 @@ from adpe.leaderboard.tasks import TASKS, is_defined, metric_of, short_names
 from adpe.leaderboard.uncertainty.seeds import Difference, Summary, describe_difference, summarise
 
 OURS = "ours"
-Key = tuple[str, str | None, str | None, str | None]  # method, start, sweep, fingerprint
+Key = tuple[str, str | None, str | None, str | None, float | None]  # method, start, sweep, fingerprint, epochs
 
 
 @dataclass
@@ -154,7 +154,7 @@ def seed_row(
         problems: sentences on what was left out are appended.
         confidence: coverage of the intervals.
     """
-    method, start, sweep, _ = key
+    method, start, sweep, *_ = key
     row = Row(method, start, OURS, protocol, {}, [observation.record for observation in observations], sweep=sweep)
     row.own = own_settings(row.records[-1])
     row.author_verified = all(record.get("author_verified") is True for record in row.records)
@@ -173,7 +173,9 @@ def seed_row(
         if not isinstance(seed, int) or isinstance(seed, bool):
             notes.append(report(f"{observation.run} has no seed ({seed!r}); left out of the mean."))
             continue
-        if seed in by_seed and not _confirms(observation.record, by_seed[seed].record):
+        if seed in by_seed:
+            if _confirms(observation.record, by_seed[seed].record):
+                continue
             same = observation.record == by_seed[seed].record
             what = "the same record twice" if same else f"{by_seed[seed].run} and {observation.run}"
             notes.append(report(f"duplicate for seed {seed}: {what}; the last one written is used."))
