@@ -89,8 +89,8 @@ def test_no_byte_of_an_index_can_change_what_is_read(large, cache):
     first = [*ImageSource(path).paths]
     (index,) = (cache / "indices").iterdir()
     whole = index.read_bytes()
-    places = np.random.default_rng(0).integers(0, len(whole), 60).tolist()
-    ends = [*range(len(whole) - 40, len(whole)), *range(40)]  # of the directory, and of the first header
+    places = np.random.default_rng(0).integers(0, len(whole), 20).tolist()
+    ends = [*range(len(whole) - 30, len(whole)), *range(10)]  # of the directory, and of the first header
     for place in [*places, *ends]:
         index.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
         assert ImageSource(path).paths == first
