@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from adpe.leaderboard.formats import escape_markdown
 from adpe.leaderboard.ranking.rows import Cell
 from adpe.leaderboard.tables import difference_text, value_entry
 from adpe.leaderboard.tasks import is_defined, metric_of, short_names
-from adpe.leaderboard.uncertainty.seeds import Difference, detectable, seed_difference, summarise
+from adpe.leaderboard.uncertainty.seeds import Difference, seed_difference, summarise, usual_detectable
 from adpe.suites.suite import Suite, expand
 
 
@@ -81,5 +80,5 @@ def _cell(own: dict[int, float], difference: Difference | None, name: str, confi
 
 def _power(differences: Sequence[Difference | None], name: str) -> str:
     """The difference that the seeds of a column could have shown; nothing without intervals."""
-    sizes = [size for one in differences if one is not None and (size := detectable(one)) is not None]
-    return f"{statistics.median(sizes):.{metric_of(name).digits}f}" if sizes else ""
+    size = usual_detectable(differences)
+    return "" if size is None else f"{size:.{metric_of(name).digits}f}"

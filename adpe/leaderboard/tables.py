@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import string
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from adpe.leaderboard.protocol import plain
 from adpe.leaderboard.ranking.rows import OURS, Cell, Row, Table
 from adpe.leaderboard.tasks import metric_of
-from adpe.leaderboard.uncertainty.seeds import Difference, describe_interval, detectable
+from adpe.leaderboard.uncertainty.seeds import Difference, describe_interval, usual_detectable
 
 if TYPE_CHECKING:
     pass
@@ -172,11 +171,10 @@ def _marks(table: Table) -> dict[str, str]:
 def _power(table: Table) -> list[str]:
     """Which difference the seeds could have shown, for the metric that ranks."""
     name = table.metrics[0] if table.metrics else ""
-    found = [row.cells[name].difference for row in table.results if name in row.cells]
-    sizes = [size for one in found if one is not None and (size := detectable(one)) is not None]
-    if not sizes:
+    size = usual_detectable(row.cells[name].difference for row in table.results if name in row.cells)
+    if size is None:
         return []
-    metric, size = metric_of(name), statistics.median(sizes)
+    metric = metric_of(name)
     return [
         f"Power: seeds with this spread find a true difference of {size:.{metric.digits}f} {metric.label} "
         "in four of five repetitions (median over the rows); smaller ones are mostly missed."

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import gzip
-import hashlib
 import io
 import lzma
 import os
@@ -23,7 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from adpe.data.sources.tar_index import Member, TarIndex
+from adpe.data.sources.tar_index import Member, TarIndex, archive_key
 from adpe.errors import UserError
 
 MAX_IMAGE_BYTES = 256 * 2**20  # one encoded image
@@ -203,13 +202,11 @@ def default_cache_dir() -> Path:
 
 def _unpack(path: Path, suffix: str, cache_dir: Path) -> Path:
     """The `.tar` inside a compressed one, written once. A reader sees a whole file under its final name or none."""
-    status = path.stat()
-    text = os.fsencode(path.resolve()) + f"\0{status.st_size}\0{status.st_mtime_ns}".encode()
-    key = hashlib.sha256(text).hexdigest()[:32]
+    key = archive_key(path)
     target = cache_dir / f"{key}.tar"
     if target.exists():
         return target
-    limit = max(MIN_UNPACK_BYTES, MAX_UNPACK_RATIO * status.st_size)
+    limit = max(MIN_UNPACK_BYTES, MAX_UNPACK_RATIO * path.stat().st_size)
     partial: Path | None = None
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)

@@ -14,13 +14,19 @@ from adpe.files import atomic_write
 
 Member = tuple[str, int, int]  # name, offset in bytes, size in bytes
 WORTH_KEEPING = 1000  # members; fewer are found in some hundredths of a second
-_FORM = "adpe tar index 1"
 
 logger = logging.getLogger(__name__)
 
 
+def archive_key(path: Path) -> str:
+    """What names an archive in the cache, as long as its path, size and time stay the same."""
+    status = path.stat()
+    text = os.fsencode(path.resolve()) + f"\0{status.st_size}\0{status.st_mtime_ns}".encode()
+    return hashlib.sha256(text).hexdigest()[:32]
+
+
 class TarIndex:
-    """The index of one tar, as long as its path, size and time stay the same.
+    """The index of one tar; see :func:`archive_key`.
 
     Args:
         tar: the archive, uncompressed.
@@ -28,9 +34,7 @@ class TarIndex:
     """
 
     def __init__(self, tar: Path, cache_dir: Path) -> None:
-        status = tar.stat()
-        key = hashlib.sha256(f"{_FORM}\0{status.st_size}\0{status.st_mtime_ns}\0".encode() + os.fsencode(tar.resolve()))
-        self.file = cache_dir / "indices" / f"{key.hexdigest()[:32]}.npz"
+        self.file = cache_dir / "indices" / f"{archive_key(tar)}.npz"
 
     def read(self) -> list[Member] | None:
         """The members, or None if they are not kept, or their file is damaged."""

@@ -109,26 +109,25 @@ def run_sections(runs: Sequence[Sequence[Run]], embedded: dict[str, int]) -> lis
     first: dict[tuple[Any, ...], tuple[int, dict[str, str]]] = {}
     sections = []
     for number, members in enumerate(runs, start=1):
-        record, shared = members[0].record, _shared(members)
-        kind = (*(record.get(name) for name in _KIND), *dict(facts(record)))
-        other = first.setdefault(kind, (number, shared))
-        sections.append(_section(members, embedded, shared, other if other[0] != number else None))
+        known = [dict(facts(run.record)) for run in members]
+        kind = (*(members[0].record.get(name) for name in _KIND), *known[0])
+        other = first.setdefault(kind, (number, _shared(known)))
+        sections.append(_section(members, known, embedded, other if other[0] != number else None))
     return sections
 
 
-def _shared(members: Sequence[Run]) -> dict[str, str]:
+def _shared(known: Sequence[Mapping[str, str]]) -> dict[str, str]:
     """The facts that all of some runs have in common."""
-    known = [dict(facts(run.record)) for run in members]
     return {name: text for name, text in known[0].items() if all(other.get(name) == text for other in known[1:])}
 
 
 def _section(
     members: Sequence[Run],
+    known: Sequence[Mapping[str, str]],
     embedded: dict[str, int],
-    shared: Mapping[str, str],
     other: tuple[int, dict[str, str]] | None,
 ) -> dict[str, Any]:
-    record = members[0].record
+    record, shared = members[0].record, _shared(known)
     seeds = [_seed(run) for run in members]
     numbers = list(record.get("metrics", {}).items())[:2]
     metrics = [(metric_of(name).label, show_metric(name, value)) for name, value in numbers]
@@ -140,7 +139,7 @@ def _section(
         "summary": " · ".join(filter(None, (seeds[0], ", ".join(map(" ".join, metrics)))) if alone else seeds),
         "other": other and other[0],
         "facts": own,
-        "by_seed": [] if alone else _by_seed(members, shared),
+        "by_seed": [] if alone else _by_seed(seeds, known, shared),
         "charts": [chart_data(chart) for run in members for chart in run.charts],
         "pictures": [picture_data(picture, embedded) for run in members for picture in run.pictures],
     }
@@ -151,10 +150,9 @@ def _seed(run: Run) -> str:
     return "no seed" if seed is None else f"seed {seed}"
 
 
-def _by_seed(members: Sequence[Run], shared: Mapping[str, str]) -> list[list[str]]:
+def _by_seed(seeds: Sequence[str], known: Sequence[Mapping[str, str]], shared: Mapping[str, str]) -> list[list[str]]:
     """A table of what several runs do not share: its head, and a line for each."""
-    known = [dict(facts(run.record)) for run in members]
     names = dict.fromkeys(name for one in known for name in one if name not in {*shared, "seed", "config sha256"})
-    lines = [[_seed(run).removeprefix("seed "), *(one.get(name, "") for name in names)]
-             for run, one in zip(members, known, strict=True)]  # fmt: skip
+    lines = [[seed.removeprefix("seed "), *(one.get(name, "") for name in names)]
+             for seed, one in zip(seeds, known, strict=True)]  # fmt: skip
     return [["seed", *names], *lines]

@@ -1,11 +1,10 @@
 """Records of finished runs -> rows with mean, spread and difference to a baseline, grouped by protocol.
 
 A row is one method, start, length of pretraining and point of a sweep under one protocol on one data set; its seeds are
-averaged. Rows of
-different protocols (`adpe.leaderboard.protocol`) stand in the same table only under different protocol letters, are
-ranked apart and never averaged; what a method changes in the protocol of its task stands in its row. Nothing that was
-recorded is dropped silently: what cannot be averaged is named in `Leaderboard.problems`, and the cells it concerns
-carry the number of that sentence.
+averaged. Rows of different protocols (`adpe.leaderboard.protocol`) stand in the same table only under different
+protocol letters, are ranked apart and never averaged; what a method changes in the protocol of its task stands in its
+row. Nothing that was recorded is dropped silently: what cannot be averaged is named in `Leaderboard.problems`, and the
+cells it concerns carry the number of that sentence.
 """
 
 from __future__ import annotations

@@ -69,12 +69,11 @@ def _candidates(row: Row, named: Sequence[tuple[str, list[Row]]]) -> tuple[str, 
 
 def _expected_seeds(row: Row, rows: Sequence[Row]) -> set[int]:
     """Seeds that the row's suites ran with; the points of a sweep may run with fewer than the one that is reported."""
-    runs = [record for other in rows if other.sweep == row.sweep for record in other.records]
-    return {run["seed"] for run in runs if run.get("suite") in _suites(row) and run.get("seed") in _all_seeds(rows)}
-
-
-def _all_seeds(rows: Sequence[Row]) -> set[int]:
-    return {seed for row in rows for seed in row.seeds}
+    suites = _suites(row)
+    alike = [other for other in rows if other.sweep == row.sweep]
+    # A row leaves out what is no seed.
+    return {run["seed"] for other in alike for run in other.records
+            if run.get("suite") in suites and run.get("seed") in other.seeds}  # fmt: skip
 
 
 def rank_rows(table: Table) -> None:

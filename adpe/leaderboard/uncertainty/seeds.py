@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -142,6 +142,12 @@ def detectable(difference: Difference, power: float = 0.8) -> float | None:
     freedom = min(difference.counts) - 1
     ratio = t_quantile(freedom, 2 * power - 1) / t_quantile(freedom, difference.confidence)
     return (difference.high - difference.low) / 2 * (1 + ratio)
+
+
+def usual_detectable(differences: Iterable[Difference | None]) -> float | None:
+    """The median of what is :func:`detectable` by some differences; None if none has an interval."""
+    sizes = [size for one in differences if one is not None and (size := detectable(one)) is not None]
+    return statistics.median(sizes) if sizes else None
 
 
 def describe_interval(difference: Difference, digits: int = 2) -> str:
